@@ -1,0 +1,272 @@
+"""The program ``stillhouse``: parses the command line, runs phases, and turns every mistake into one sentence.
+
+Heavy packages are imported by what needs them: ``--help`` answers at once.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from configs.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.context import RunContext
+    from cluster.run import Phase
+
+EXIT_USER_ERROR = 2
+EXIT_FAULT = 1
+EXIT_INTERRUPTED = 130
+
+Recipe = Annotated[Path, Parameter(help="Recipe file, such as configs/recipes/quickstart.yaml.")]
+Overrides = Annotated[str, Parameter(help="Overrides as section.key=value, such as training.max_steps=100.")]
+Debug = Annotated[bool, Parameter(negative="", help="Show tracebacks.")]
+
+app = App(
+    name="stillhouse",
+    help="Distil a large teacher LLM into a small student: one recipe, one command, one Ray cluster.",
+    version_flags=["--version"],
+    help_format="markdown",
+)
+
+
+@app.command
+def run(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Do every phase: plan, generate, seal, hand over, train, evaluate, export, report.
+
+    Run the same command again to resume: finished phases are recognised, unfinished ones go on.
+
+    Example: `stillhouse run configs/recipes/quickstart.yaml training.max_steps=300`
+    """
+    from cluster.run import RUN
+
+    return _phases(recipe, overrides, RUN, report=True)
+
+
+@app.command
+def plan(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Check a recipe and say what a run of it would do; starts and writes nothing.
+
+    Example: `stillhouse plan configs/recipes/qwen3-32b-to-1.7b.yaml`
+    """
+    from cluster.plan_report import print_plan
+    from configs.load import load_run_config
+
+    print_plan(load_run_config(recipe, overrides))
+    return 0
+
+
+@app.command
+def generate(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Let the teacher answer the prompts, seal the data set, and free the teacher's resources.
+
+    Example: `stillhouse generate configs/recipes/quickstart.yaml`
+    """
+    from cluster.run import GENERATE
+
+    return _phases(recipe, overrides, GENERATE)
+
+
+@app.command
+def train(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Train the student on the sealed data set.
+
+    Example: `stillhouse train configs/recipes/quickstart.yaml training.num_workers=1`
+    """
+    from cluster.run import TRAIN
+
+    return _phases(recipe, overrides, TRAIN)
+
+
+@app.command
+def evaluate(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Measure teacher, student before and student after on the held-out problems.
+
+    Example: `stillhouse evaluate configs/recipes/quickstart.yaml`
+    """
+    from cluster.run import EVALUATE
+
+    return _phases(recipe, overrides, EVALUATE)
+
+
+@app.command
+def export(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Write the trained student as a Hugging Face directory, `<run>/student/hf`.
+
+    Example: `stillhouse export configs/recipes/quickstart.yaml`
+    """
+    from cluster.run import EXPORT
+
+    return _phases(recipe, overrides, EXPORT)
+
+
+@app.command
+def serve(recipe: Recipe, *overrides: Overrides, port: int = 8000, debug: Debug = False) -> int:
+    """Keep the teacher up behind an OpenAI-compatible endpoint on loopback, until Ctrl-C.
+
+    Example: `stillhouse serve configs/recipes/quickstart.yaml --port 8001`
+    """
+    from cluster.serve import serve_teacher
+
+    with _context(recipe, overrides) as ctx:
+        serve_teacher(ctx, port)
+    return 0
+
+
+@app.command
+def report(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Write `report.json` and `report.html` of a finished run again, and print the summary.
+
+    Example: `stillhouse report configs/recipes/quickstart.yaml`
+    """
+    return _phases(recipe, overrides, (), report=True)
+
+
+@app.command
+def status(recipe: Recipe, *overrides: Overrides, watch: bool = False, debug: Debug = False) -> int:
+    """Show phase, rows, tokens/s, loss and ETA of a running or past run, from another terminal.
+
+    Example: `stillhouse status configs/recipes/quickstart.yaml --watch`
+    """
+    from cluster.status import show_status
+    from configs.load import load_run_config
+
+    show_status(load_run_config(recipe, overrides), watch=watch)
+    return 0
+
+
+@app.command
+def doctor(run_dir: Annotated[Path | None, Parameter(help="Check that a run could write here.")] = None) -> int:
+    """Check versions, imports, ports, memory, GPUs and write access, and say how to mend each.
+
+    Example: `stillhouse doctor`
+    """
+    from cluster.doctor import main as check
+
+    return check(None if run_dir is None else str(run_dir))
+
+
+@app.command
+def submit(
+    recipe: Recipe,
+    *overrides: Overrides,
+    address: str = "http://127.0.0.1:8265",
+    command: str = "run",
+    follow: bool = True,
+    debug: Debug = False,
+) -> int:
+    """Run a command as a Ray job on a cluster; follows its log and passes its exit code on.
+
+    Example: `stillhouse submit configs/recipes/quickstart.yaml --address http://127.0.0.1:8265`
+
+    Parameters
+    ----------
+    address
+        The cluster's dashboard address.
+    command
+        The stillhouse command to run there.
+    follow
+        Follow the job's log until it ends; with --no-follow only print its id.
+    """
+    from cluster.submit import submit_job
+    from configs.load import load_run_config
+
+    config = load_run_config(recipe, overrides)  # a mistake is told here, before anything travels
+    return submit_job(config.name, command, recipe, overrides, address=address, follow=follow)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit status; prints one sentence for what a user can mend."""
+    _check_root()
+    _end_like_ctrl_c()
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else 0
+    except CycloptsError as error:
+        print(f"error: {_one_line(error)} (see stillhouse --help)", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        mistake = _find_user_error(error)
+        print(f"error: {_one_line(mistake or error)}", file=sys.stderr)
+        if mistake is None:
+            print("this is a fault, not a mistake of yours; add --debug for the traceback", file=sys.stderr)
+        return EXIT_USER_ERROR if mistake else EXIT_FAULT
+
+
+@contextmanager
+def _context(recipe: Path, overrides: tuple[str, ...]) -> "Iterator[RunContext]":
+    from cluster.context import RunContext
+    from cluster.progress import Progress
+    from cluster.run_dir import RunDir
+    from configs.load import load_run_config
+
+    config = load_run_config(recipe, overrides)
+    run_dir = RunDir.of(config)
+    run_dir.claim(config)
+    with Progress(config.name, run_dir) as progress, RunContext(config, run_dir, progress) as ctx:
+        yield ctx
+
+
+def _phases(recipe: Path, overrides: tuple[str, ...], phases: "tuple[Phase, ...]", *, report: bool = False) -> int:
+    with _context(recipe, overrides) as ctx:
+        for phase in phases:
+            phase(ctx)
+        if report:
+            from cluster.report import summary_lines, write_report
+
+            lines = summary_lines(write_report(ctx))
+            ctx.progress.say("\n".join([*lines, f"report    {ctx.run_dir.uri('report.html')}"]))
+    return 0
+
+
+def _find_user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an error that may have travelled through Ray."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # A Ray error is a traceback in text; what went wrong is its last line.
+    return lines[-1] if lines[0].startswith(("ray::", "\x1b[36mray::")) else " ".join(lines)
+
+
+def _end_like_ctrl_c() -> None:
+    """A job that is stopped gets SIGTERM: leave as with Ctrl-C, with everything ended and the run resumable."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _check_root() -> None:
+    """Refuse to run with a foreign package of the same name: ``configs`` and ``training`` are common words."""
+    import importlib.util
+
+    root = Path(__file__).resolve().parent.parent
+    for package in ("configs", "services", "training", "cluster"):
+        spec = importlib.util.find_spec(package)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or root not in origin.parents:
+            sys.exit(f"error: the package {package} resolves to {origin}, outside of {root}; remove it from PYTHONPATH")

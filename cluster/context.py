@@ -1,0 +1,52 @@
+"""What every phase is given: configuration, run directory, progress, and the cluster, started when first needed."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from cluster.progress import Progress
+from cluster.run_dir import RunDir
+from cluster.session import Session, ray_session
+from configs.schema import RunConfig
+
+
+class RunContext:
+    """Owns the session; close it (it is a context manager) to end what the command started."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, progress: Progress) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.progress = progress
+        self._exit = ExitStack()
+        self._session: Session | None = None
+
+    def __enter__(self) -> "RunContext":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._exit.__exit__(*error)
+
+    @property
+    def has_session(self) -> bool:
+        """Whether the command has needed a cluster so far."""
+        return self._session is not None
+
+    @property
+    def session(self) -> Session:
+        """The cluster; the first use starts or joins it."""
+        if self._session is None:
+            self.progress.update(detail="starting Ray")
+            self._session = self._exit.enter_context(
+                ray_session(self.config.cluster, self.config.deadlines, self.run_dir)
+            )
+            self.progress.update(detail="")
+        return self._session
+
+    def finish(self, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a phase's work, timed, and record what it returns: from then on the phase is done."""
+        started = time.monotonic()
+        with self.progress.phase(phase):
+            record = {**work(), "seconds": round(time.monotonic() - started, 3)}
+        self.run_dir.write_json(f"phases/{phase}.json", record)
+        return record

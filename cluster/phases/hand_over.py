@@ -1,0 +1,62 @@
+"""HAND OVER: deletes the teacher's application and waits until what it held is free for the student."""
+
+import time
+from typing import Any
+
+from cluster.context import RunContext
+from cluster.phases.generate import app_name
+from cluster.session import describe_free
+from configs.errors import DeadlineExceeded
+
+POLL_S = 0.1
+
+
+def hand_over(ctx: RunContext) -> dict[str, Any]:
+    """Free the teacher's resources; does nothing when this command started no teacher."""
+    record = ctx.run_dir.phase_record("hand_over")
+    if record is not None and not ctx.has_session:
+        return record
+    return ctx.finish("hand_over", lambda: _hand_over(ctx))
+
+
+def _hand_over(ctx: RunContext) -> dict[str, Any]:
+    if not ctx.has_session:  # the embedded cluster of the command that generated is gone, and the teacher with it
+        return {"waited_for": []}
+    import ray
+    from ray import serve
+
+    name = app_name(ctx)
+    held_at_first = _held_by(name)
+    if name in serve.status().applications:
+        serve.delete(name, _blocking=False)
+    give_up_at = time.monotonic() + ctx.config.deadlines.hand_over
+    while held := _held_by(name):
+        if time.monotonic() > give_up_at:
+            raise DeadlineExceeded(
+                f"the teacher was not gone after {ctx.config.deadlines.hand_over:.0f} s (deadlines.hand_over); "
+                f"still held: {'; '.join(held)}"
+            )
+        ctx.progress.update(detail=f"waiting for {'; '.join(held)}")
+        time.sleep(POLL_S)
+    if ctx.session.embedded:
+        serve.shutdown()  # its controller would go on taking time from the two cores
+    ctx.progress.update(detail="")
+    return {"waited_for": held_at_first, "free": describe_free(ray.available_resources())}
+
+
+def _held_by(name: str) -> list[str]:
+    """What the application still holds, in words: its replicas as Serve knows them, and their placement groups."""
+    from ray import serve
+    from ray.util import placement_group_table
+
+    app = serve.status().applications.get(name)
+    held = []
+    for deployment, status in (app.deployments if app else {}).items():
+        states = {state: count for state, count in status.replica_states.items() if count}
+        held += [f"{count} replica(s) of {deployment} {state}" for state, count in states.items()]
+    if app and not held:
+        held.append(f"application {name} {app.status.value}")
+    for group in placement_group_table().values():
+        if group["state"] == "CREATED" and f"#{name}#" in group["name"]:
+            held.append(f"placement group {group['name']} with {group['bundles']}")
+    return held

@@ -1,0 +1,128 @@
+"""TRAIN: the student on the sealed rows, and beside it a control student on their final answers alone."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.context import RunContext
+from cluster.models import student_tokenizer, teacher_source
+from cluster.training_run import run_training
+from configs.errors import UserError
+from configs.table import TOKEN_IDS, RowStatus
+from services.verifiers import final_answer
+from training.job import DataFile, TrainJob, TrainResult, Transfer
+from training.output import load_result
+
+CONTROL_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("status", pa.string()),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("prompt_token_ids", TOKEN_IDS),
+        ("completion_token_ids", TOKEN_IDS),
+    ]
+)
+
+
+def train_student(ctx: RunContext) -> dict[str, Any]:
+    """Train the student; done when its job, data included, is."""
+    return _train(ctx, "train", student_job(ctx))
+
+
+def train_control(ctx: RunContext) -> dict[str, Any] | None:
+    """Train the control student for as many steps as the student took; None when the recipe asks for none."""
+    if not ctx.config.student.control:
+        return None
+    return _train(ctx, "train_control", control_job(ctx))
+
+
+def student_job(ctx: RunContext) -> TrainJob:
+    """The job on the sealed version. Its directory is named by all that decides what is learnt."""
+    manifest = ctx.run_dir.read_json("manifest.json")
+    if manifest is None:
+        raise UserError(
+            f"{ctx.run_dir.root} has no sealed data yet; run `stillhouse generate` with the same recipe first"
+        )
+    files = tuple(
+        DataFile(ctx.run_dir.uri("completions", file["path"]), file["num_rows"], file["sha256"])
+        for file in manifest["files"]
+    )
+    return _job(ctx, "student", files, ctx.config.training)
+
+
+def control_job(ctx: RunContext) -> TrainJob:
+    """The same budget spent on final answers: as many steps of as many tokens."""
+    student = load_result(student_job(ctx))
+    if student is None:
+        raise UserError("the control student is trained after the student; run `stillhouse train` first")
+    training = ctx.config.training.model_copy(update={"max_steps": student.num_steps})
+    return _job(ctx, "control", (_write_answers(ctx),), training)
+
+
+def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any) -> TrainJob:
+    config, teacher = ctx.config, teacher_source(ctx.config, ctx.run_dir)
+    plan = ctx.run_dir.phase_record("plan") or {}
+    job = TrainJob(
+        name=name,
+        files=files,
+        transfer=Transfer(plan["transfer"]),
+        model=config.student.model,
+        revision=config.student.revision,
+        init=config.student.init.model_dump() if config.student.init else None,
+        tokenizer=student_tokenizer(config, teacher),
+        output_dir="",
+        training=training,
+        trust_remote_code=config.student.trust_remote_code,
+        template_kwargs=config.teacher.chat_template_kwargs,
+    )
+    return replace(job, output_dir=ctx.run_dir.uri("training", f"{name}-{job.fingerprint()[:12]}"))
+
+
+def _train(ctx: RunContext, phase: str, job: TrainJob) -> dict[str, Any]:
+    if (record := ctx.run_dir.phase_record(phase)) is not None and load_result(job) is not None:
+        return record
+
+    def work() -> dict[str, Any]:
+        result: TrainResult = run_training(ctx, job, ctx.config.student.device)
+        return asdict(result)
+
+    return ctx.finish(phase, work)
+
+
+def _write_answers(ctx: RunContext) -> DataFile:
+    """The accepted rows with nothing but their final answer as the completion."""
+    manifest = ctx.run_dir.read_json("manifest.json")
+    name = f"control/answers-v{manifest['version']}"
+    if (known := ctx.run_dir.read_json(f"{name}.json")) is not None:
+        return DataFile(**known)
+    from services.template import PromptRenderer
+
+    teacher = teacher_source(ctx.config, ctx.run_dir)
+    tokenizer = PromptRenderer.load(teacher.model, teacher.revision, {}, ctx.config.teacher.trust_remote_code).tokenizer
+    path, num_rows = ctx.run_dir.uri(f"{name}.parquet"), 0
+    fsspec.url_to_fs(path)[0].makedirs(ctx.run_dir.uri("control"), exist_ok=True)
+    columns = ["prompt_id", "status", "prompt", "completion", "prompt_token_ids"]
+    with fsspec.open(path, "wb") as target, pq.ParquetWriter(target, CONTROL_SCHEMA) as writer:
+        for file in manifest["files"]:
+            with fsspec.open(ctx.run_dir.uri("completions", file["path"]), "rb") as source:
+                rows = pq.read_table(source, columns=columns).to_pylist()
+            answers = [_answer_only(ctx, row, tokenizer) for row in rows if row["status"] == RowStatus.ACCEPTED]
+            writer.write_table(pa.Table.from_pylist(answers, schema=CONTROL_SCHEMA))
+            num_rows += len(answers)
+    with fsspec.open(path, "rb") as written:
+        digest = hashlib.sha256(written.read()).hexdigest()
+    data = DataFile(path, num_rows, digest)
+    ctx.run_dir.write_text(f"{name}.json", json.dumps(asdict(data)))
+    return data
+
+
+def _answer_only(ctx: RunContext, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    answer = final_answer(ctx.config.acceptance.verifier, row["completion"]) or ""
+    token_ids = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return {**row, "completion": answer, "completion_token_ids": token_ids}

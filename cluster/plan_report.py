@@ -1,0 +1,50 @@
+"""``stillhouse plan``: what a run of a recipe would do. Reads the prompts, starts nothing, writes nothing."""
+
+import hashlib
+
+from cluster.models import made_teacher_dir
+from cluster.preflight import check_sources
+from cluster.run_dir import RunDir
+from configs.schema import RunConfig
+from services.prompts import read_prompts
+
+IDS_COUNTED = 1_000_000  # beyond this, duplicates are left to PLAN itself, which counts them on disk
+
+
+def print_plan(config: RunConfig) -> None:
+    """Print shards, rows and the most tokens they can come to.
+
+    Raises:
+        UserError: something would stop the run before its first token.
+    """
+    check_sources(config)
+    run_dir, seen, rows = RunDir.of(config), set[bytes](), 0
+    for prompt in read_prompts(config.prompts):
+        rows += 1
+        if len(seen) < IDS_COUNTED:
+            seen.add(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8])
+    prompts = rows if rows > IDS_COUNTED else len(seen)
+    samples = prompts * config.sampling.n
+    shards = -(-samples // max(1, config.generation.shard_rows))
+    training = config.training
+    lines = [
+        f"run       {config.name} in {run_dir.root}",
+        f"teacher   {_teacher(config, run_dir)}",
+        f"prompts   {prompts:,} ({rows - prompts:,} duplicates) x {config.sampling.n} samples = {samples:,} rows "
+        f"in {shards:,} shards",
+        f"tokens    at most {samples * config.sampling.max_tokens:,} by the teacher "
+        f"(sampling.max_tokens={config.sampling.max_tokens})",
+        f"replicas  {config.teacher.min_replicas} to {config.teacher.max_replicas}, tensor parallel "
+        f"{config.teacher.engine.tensor_parallel_size}, {config.teacher.accelerator_type or 'no GPU type asked for'}",
+        f"student   {config.student.model or config.student.init}",
+        f"training  {training.num_workers} workers, {training.batch_sequences * training.sequence_length:,} tokens a "
+        f"step, {training.max_steps or f'{training.epochs} epochs of'} steps",
+    ]
+    print("\n".join(lines))
+
+
+def _teacher(config: RunConfig, run_dir: RunDir) -> str:
+    if config.teacher.make is None:
+        return f"{config.teacher.model} at {config.teacher.revision or 'its newest revision'}"
+    made = (made_teacher_dir(config.teacher.make, run_dir) / "training" / "result.json").exists()
+    return "home-made, in the cache already" if made else "home-made, to be trained first"

@@ -1,0 +1,97 @@
+"""Checks of models and tokenizers before anything costs money: what is wrong is said before a replica starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.models import student_tokenizer, teacher_source
+from cluster.run_dir import RunDir
+from configs.errors import UserError
+from configs.schema import RunConfig, TransferMode
+from services.prompts import read_prompts
+from training.job import Transfer
+
+
+def check_models(config: RunConfig, run_dir: RunDir) -> Transfer:
+    """Check that models, templates and tokenizers fit; returns how rows are handed to the student.
+
+    Raises:
+        UserError: a directory is missing, a chat template is, the tokenizers differ where token ids are to be handed
+            over, or the student's context is shorter than the training sequences.
+    """
+    check_sources(config)
+    teacher = teacher_source(config, run_dir)
+    _check_template(config, teacher.model, teacher.revision)
+    return _transfer(config, student_tokenizer(config, teacher), teacher.model)
+
+
+def check_sources(config: RunConfig) -> None:
+    """Check what can be seen without loading anything: directories and context lengths. Raises `UserError`."""
+    if config.teacher.model is not None:
+        _check_source("teacher.model", config.teacher.model)
+    if config.student.model is not None:
+        _check_source("student.model", config.student.model)
+        _check_context(config, config.student.model)
+
+
+def _check_source(key: str, source: str) -> None:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{key}: {source} is no Hugging Face model directory, as it has no config.json")
+        return
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+        raise UserError(f"{key}: there is no model directory {source}; give one, or a repository as OWNER/NAME")
+
+
+def _check_context(config: RunConfig, student: str) -> None:
+    path = Path(student) / "config.json"
+    if not path.is_file():  # a Hub repository; the trainer checks it when it has been downloaded
+        return
+    context = _context_length(json.loads(path.read_text()))
+    if context is not None and context < config.training.sequence_length:
+        raise UserError(
+            f"training.sequence_length ({config.training.sequence_length}) exceeds the context of student.model, "
+            f"{context} tokens; set training.sequence_length={context}, or take a student with a longer context"
+        )
+
+
+def _context_length(model_config: dict[str, Any]) -> int | None:
+    return model_config.get("max_position_embeddings") or model_config.get("n_positions")
+
+
+def _check_template(config: RunConfig, teacher: str, revision: str | None) -> None:
+    """A chat needs a template; looks at the first prompt, as a source is of one form."""
+    if config.teacher.make is not None:
+        return
+    first = next(iter(read_prompts(config.prompts)), None)
+    if first is None or first.error is not None or isinstance(json.loads(first.prompt), str):
+        return
+    from services.template import PromptRenderer
+
+    renderer = PromptRenderer.load(teacher, revision, {}, config.teacher.trust_remote_code)
+    if not renderer.has_chat_template:
+        raise UserError(
+            f"teacher.model: the tokenizer of {teacher} has no chat template, which prompts with "
+            f"{config.prompts.messages_column!r} need; add chat_template.jinja to it, or give plain prompts in "
+            f"{config.prompts.prompt_column!r}"
+        )
+
+
+def _transfer(config: RunConfig, student: str, teacher: str) -> Transfer:
+    wanted = config.student.transfer
+    if wanted is TransferMode.TEXT:
+        return Transfer.TEXT
+    if student == teacher:
+        return Transfer.TOKEN_IDS
+    from training.tokenizer import find_tokenizer_difference
+
+    difference = find_tokenizer_difference(teacher, student)
+    if difference is None:
+        return Transfer.TOKEN_IDS
+    if wanted is TransferMode.TOKEN_IDS:
+        raise UserError(
+            f"student.transfer=token_ids needs equal tokenizers, and those of teacher and student differ in "
+            f"{difference}; set student.transfer=text to tokenise the completions anew"
+        )
+    return Transfer.TEXT

@@ -1,0 +1,100 @@
+"""The run's report: ``report.json`` with documented fields and ``report.html`` that tells the same with plots.
+
+Every number is one that a phase recorded; the report measures nothing of its own.
+"""
+
+from typing import Any
+
+from deltalake import DeltaTable
+
+from cluster.context import RunContext
+from cluster.phases.train import student_job
+from cluster.run_dir import RunDir
+from configs.errors import UserError
+
+SCHEMA_VERSION = 1
+PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "train_control", "evaluate", "export")
+
+
+def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
+    """The report of a finished run; docs/report.md documents each field.
+
+    Raises:
+        UserError: a phase has not been done yet; names it.
+    """
+    records = {phase: run_dir.phase_record(phase) for phase in PHASES}
+    for phase in ("plan", "generate", "seal", "train"):
+        if records[phase] is None:
+            raise UserError(f"{run_dir.root} has no report yet: phase {phase} is not done; run the same command again")
+    seconds = {phase: record["seconds"] for phase, record in records.items() if record is not None}
+    evaluation = records["evaluate"] or {}
+    train = records["train"] or {}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "ledger": (records["seal"] or {})["ledger"],
+        "accuracy": evaluation.get("accuracy"),
+        "gap_closed": evaluation.get("gap_closed"),
+        "evaluation_problems": evaluation.get("problems"),
+        "tokens": {"teacher_output": _teacher_tokens(run_dir), "student_loss": train["loss_tokens"]},
+        "training": {key: train[key] for key in ("num_steps", "final_loss", "evaluation_loss", "rows", "packing_fill")},
+        "engine": (records["generate"] or {}).get("engine"),
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+    }
+
+
+def write_report(ctx: RunContext) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html``; returns the report."""
+    from cluster.report_page import render_page
+
+    report = build_report(ctx.run_dir, ctx.config.name)
+    if ctx.run_dir.read_json("report.json") == report and ctx.run_dir.read_text("report.html") is not None:
+        return report
+    metrics = (ctx.run_dir.root / student_job(ctx).output_dir / "metrics.jsonl").read_text()
+    page = render_page(report, metrics, completion_lengths(ctx.run_dir))
+    ctx.run_dir.write_text("report.html", page)
+    ctx.run_dir.write_json("report.json", report)
+    return report
+
+
+def completion_lengths(run_dir: RunDir) -> dict[str, list[int]]:
+    """Completion lengths (tokens) by status, read batch by batch from one column."""
+    lengths: dict[str, list[int]] = {}
+    dataset = DeltaTable(run_dir.completions_uri).to_pyarrow_dataset()
+    for batch in dataset.to_batches(columns=["status", "num_completion_tokens"]):
+        for status, tokens in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            lengths.setdefault(status, []).append(tokens)
+    return lengths
+
+
+def _teacher_tokens(run_dir: RunDir) -> int:
+    dataset = DeltaTable(run_dir.completions_uri).to_pyarrow_dataset()
+    batches = dataset.to_batches(columns=["num_completion_tokens"])
+    return sum(sum(batch.column(0).to_pylist()) for batch in batches)
+
+
+def summary_lines(report: dict[str, Any]) -> list[str]:
+    """The report in the few lines that end a run on a terminal."""
+    lines = []
+    ledger = report["ledger"]
+    parts = " + ".join(f"{ledger[key]:,} {key}" for key in ("accepted", "rejected", "failed", "pending"))
+    lines.append(f"rows      {ledger['planned']:,} planned = {parts}")
+    if accuracy := report["accuracy"]:
+        shown = [
+            f"{label} {accuracy[who]:.1%}"
+            for who, label in (
+                ("teacher", "teacher"),
+                ("student_before", "student before"),
+                ("student_after", "after"),
+                ("student_control", "control (answers only)"),
+            )
+            if accuracy.get(who) is not None
+        ]
+        lines.append(f"accuracy  {', '.join(shown)}  ({report['evaluation_problems']} held-out problems)")
+    if report["gap_closed"] is not None:
+        lines.append(f"gap       {report['gap_closed']:.1%} closed")
+    tokens = report["tokens"]
+    lines.append(f"tokens    {tokens['teacher_output']:,} by the teacher, {tokens['student_loss']:,} into the student")
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
+    lines.append(f"seconds   {seconds}")
+    return lines

@@ -1,0 +1,23 @@
+"""The phases in their order, and the commands that do some of them. Each phase knows when it is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cluster.context import RunContext
+from cluster.phases.evaluate import evaluate
+from cluster.phases.export import export
+from cluster.phases.generate import generate
+from cluster.phases.hand_over import hand_over
+from cluster.phases.make_teacher import make_teacher
+from cluster.phases.plan import plan
+from cluster.phases.seal import seal_dataset
+from cluster.phases.train import train_control, train_student
+
+Phase = Callable[[RunContext], Any]
+
+PLAN: tuple[Phase, ...] = (plan,)
+GENERATE: tuple[Phase, ...] = (make_teacher, plan, generate, seal_dataset, hand_over)
+TRAIN: tuple[Phase, ...] = (train_student, train_control)
+EVALUATE: tuple[Phase, ...] = (evaluate,)
+EXPORT: tuple[Phase, ...] = (export,)
+RUN: tuple[Phase, ...] = GENERATE + TRAIN + EVALUATE + EXPORT

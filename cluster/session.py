@@ -1,0 +1,176 @@
+"""The Ray cluster a run uses: an embedded one that lives as long as the command, or a running one to join.
+
+The embedded cluster binds to loopback, has a temporary directory and token of its own, and leaves nothing behind.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.run_dir import PROJECT_ROOT, RunDir
+from configs.errors import DeadlineExceeded, UserError
+from configs.schema import ClusterConfig, DeadlinesConfig, Device
+
+LOOPBACK = "127.0.0.1"
+TEMP_PREFIX = "stillhouse-ray-"  # short, as Ray keeps Unix sockets below it and their paths end at 107 characters
+# What the cluster needs of the project; a job's package stays far below Ray's limit without the rest.
+WORKING_DIR_EXCLUDES = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__", ".*cache"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connection to a cluster. ``embedded`` clusters are the command's own, to the last core."""
+
+    embedded: bool
+
+    def resources(self) -> dict[str, float]:
+        """All that the cluster has now."""
+        import ray
+
+        return dict(ray.cluster_resources())
+
+    def device(self, wanted: Device, accelerator_type: str | None = None) -> Device:
+        """What ``auto`` stands for on this cluster."""
+        if wanted is not Device.AUTO:
+            return wanted
+        # A cluster that scales from nothing has no GPU yet; a recipe that names its type asks for one all the same.
+        return Device.GPU if accelerator_type or self.resources().get("GPU", 0) > 0 else Device.CPU
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir) -> Iterator[Session]:
+    """Start or join a cluster; always leaves it, and ends an embedded one with all its processes."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    with _joined(address) if address else _embedded(config, deadlines, run_dir) as session:
+        yield session
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[Session]:
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    inside_job = "RAY_JOB_ID" in os.environ or bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    # A submitted job brings its working_dir along; a driver that joins by itself has to send the code.
+    runtime_env = None if inside_job else {"working_dir": str(PROJECT_ROOT), "excludes": WORKING_DIR_EXCLUDES}
+    try:
+        ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"cluster.address: no Ray cluster answers at {address} ({error})") from None
+    try:
+        yield Session(embedded=False)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir) -> Iterator[Session]:
+    _remove_leftovers()
+    temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=_short_temp_root()))
+    (temp_dir / "owner.json").write_text(json.dumps({"pid": os.getpid(), "started": _started_at(os.getpid())}))
+    environment = _environment()
+    saved = {key: os.environ.get(key) for key in environment}
+    os.environ.update(environment)
+    import ray  # after the environment: Ray reads some of it at import
+
+    before = _children()
+    try:
+        ray.init(
+            num_cpus=config.num_cpus,
+            include_dashboard=False,
+            object_store_memory=config.object_store_mib * 2**20,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(temp_dir),
+            _node_ip_address=LOOPBACK,
+        )
+        yield Session(embedded=True)
+    except BaseException:
+        _keep_logs(temp_dir, run_dir)
+        raise
+    finally:
+        ray.shutdown()
+        _end_children(before, deadlines.shutdown)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        for key, value in saved.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(PROJECT_ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),  # inherited by every worker of the cluster
+        "RAY_AUTH_MODE": "token",  # other users of this machine can reach loopback as well
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "GRPC_VERBOSITY": "ERROR",  # it tells of every fork otherwise
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "RAY_process_group_cleanup_enabled": "1",  # a killed replica takes its engine's processes along
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _short_temp_root() -> str:
+    root = tempfile.gettempdir()
+    return root if len(root) < 40 else "/tmp"
+
+
+def _started_at(pid: int) -> float:
+    return psutil.Process(pid).create_time()
+
+
+def _remove_leftovers() -> None:
+    """Remove temporary directories of commands that were killed; a directory names its owner."""
+    for directory in Path(_short_temp_root()).glob(f"{TEMP_PREFIX}*"):
+        with suppress(OSError, ValueError, KeyError):
+            owner = json.loads((directory / "owner.json").read_text())
+            alive = psutil.pid_exists(owner["pid"]) and _started_at(owner["pid"]) == owner["started"]
+            if not alive:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end_children(before: set[psutil.Process], deadline_s: float) -> None:
+    """Wait for what the session started to end, then end what has not. Only our own descendants are touched."""
+    started = _children() - before
+    _, alive = psutil.wait_procs(started, timeout=min(5.0, deadline_s))
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(alive, timeout=deadline_s)
+    if alive:
+        names = ", ".join(f"{process.pid}" for process in alive)
+        raise DeadlineExceeded(f"processes {names} did not end in {deadline_s:.0f} s (deadlines.shutdown)")
+
+
+def _keep_logs(temp_dir: Path, run_dir: RunDir) -> None:
+    """Copy Ray's logs into a local run directory: they say why, and the temporary directory goes away."""
+    target = Path(str(run_dir.root)) / "logs" / time.strftime("ray-%Y%m%d-%H%M%S")
+    if not isinstance(run_dir.root, Path):
+        return
+    with suppress(OSError):
+        shutil.copytree(temp_dir / "session_latest" / "logs", target, dirs_exist_ok=True)
+
+
+def describe_free(resources: dict[str, Any]) -> str:
+    """Resources in words: ``2 CPU, 1 GPU``."""
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))

@@ -1,0 +1,434 @@
+"""The run configuration: one frozen tree of sections, from which every phase takes only its own part.
+
+Defaults < recipe < ``section.key=value``. Unknown keys are refused. Each field's docstring carries its unit and
+is what the documentation and the error messages quote. Validators check; they never change a value.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, closed, documented by its attributes' docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Device(StrEnum):
+    """Where an engine or a trainer computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class EngineKind(StrEnum):
+    """How vLLM is run inside a teacher replica."""
+
+    AUTO = "auto"
+    IN_PROCESS = "in_process"
+    ASYNC = "async"
+
+
+class BrokenLinePolicy(StrEnum):
+    """What becomes of a prompt line that cannot be read."""
+
+    REFUSE = "refuse"
+    FAIL_ROW = "fail_row"
+
+
+class TruncationPolicy(StrEnum):
+    """What becomes of a completion that ended because it reached ``sampling.max_tokens``."""
+
+    REJECT = "reject"
+    KEEP = "keep"
+    RETRY_ONCE = "retry_once"
+
+
+class VerifierName(StrEnum):
+    """How a completion is judged; `services.verifiers` implements each."""
+
+    NONE = "none"
+    EXACT_ANSWER = "exact_answer"
+
+
+class TransferMode(StrEnum):
+    """What the student is given of a completion: the teacher's token ids, or its text tokenised anew."""
+
+    AUTO = "auto"
+    TOKEN_IDS = "token_ids"
+    TEXT = "text"
+
+
+class Schedule(StrEnum):
+    """Shape of the learning rate after warm-up."""
+
+    COSINE = "cosine"
+    WSD = "wsd"
+    CONSTANT = "constant"
+
+
+class TrainingDtype(StrEnum):
+    """Dtype of the forward and backward pass; master weights and optimiser state are always float32."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class TinyModelConfig(Section):
+    """A model made from scratch: the arguments of its `transformers` configuration class."""
+
+    model_type: str = "llama"
+    """`transformers` model type, such as llama, qwen3 or gpt2."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the configuration class; vocabulary size and special tokens come from the tokenizer."""
+
+
+class AdditionConfig(Section):
+    """Worked three-digit addition, the built-in task of the quickstart."""
+
+    num_problems: PositiveInt
+    """How many different problems are drawn (problems)."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate."""
+    schedule: Schedule = Schedule.COSINE
+    """Shape after warm-up: cosine to ``min_learning_rate_ratio``, warm-up-stable-decay, or constant."""
+    warmup_ratio: Fraction = 0.03
+    """Part of all steps spent on linear warm-up."""
+    decay_ratio: Fraction = 0.2
+    """Part of all steps spent on the final linear decay; read by the ``wsd`` schedule only."""
+    min_learning_rate_ratio: Fraction = 0.1
+    """Learning rate at the end, as a part of the peak."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay, applied to matrices only."""
+    beta1: Fraction = 0.9
+    """AdamW's first-moment decay."""
+    beta2: Fraction = 0.95
+    """AdamW's second-moment decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+
+
+class TrainingConfig(Section):
+    """How the student (and a home-made teacher) is trained."""
+
+    sequence_length: PositiveInt = 4096
+    """Length of a packed sequence (tokens); longer rows are handled by ``overlong``."""
+    batch_sequences: PositiveInt = 16
+    """Packed sequences in one optimiser step over all workers; times ``sequence_length`` is the global batch."""
+    micro_batch_sequences: PositiveInt = 1
+    """Packed sequences in one forward pass of one worker."""
+    epochs: PositiveInt = 1
+    """Passes over the accepted rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps, across epochs as needed; unset means ``epochs`` decides."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    dtype: TrainingDtype = TrainingDtype.BFLOAT16
+    """Dtype of the forward and backward pass."""
+    seed: int = 0
+    """Seed of initialisation and of the sample order."""
+    packing_window_rows: PositiveInt = 4096
+    """Rows among which best-fit packing searches (rows)."""
+    evaluation_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.01
+    """Part of the rows kept from training for the evaluation loss, chosen by prompt id."""
+    evaluate_every: PositiveInt = 100
+    """Optimiser steps between two evaluation losses."""
+    checkpoint_every: PositiveInt = 100
+    """Optimiser steps between two checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    log_every: PositiveInt = 10
+    """Optimiser steps between two lines of metrics."""
+    activation_checkpointing: bool = False
+    """Recompute activations of each layer in the backward pass, to save memory."""
+    compile: bool = False
+    """Compile the model with ``torch.compile``; worth it on GPUs."""
+    overlong: Annotated[str, Field(pattern="^(refuse|drop)$")] = "drop"
+    """Rows longer than ``sequence_length``: ``drop`` them and count them, or ``refuse`` to train."""
+    num_workers: PositiveInt = 1
+    """Ray Train workers; each holds one FSDP2 shard of the student."""
+    threads_per_worker: PositiveInt = 1
+    """CPU threads of one worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker-group failures after which training gives up."""
+
+
+class MakeTeacherConfig(Section):
+    """A teacher made on the spot, for machines that can reach no hub."""
+
+    addition: AdditionConfig
+    """The task it is taught."""
+    model: TinyModelConfig
+    """Its architecture."""
+    training: TrainingConfig
+    """How it is trained."""
+    min_accuracy: Fraction = 0.98
+    """Exact-match accuracy on held-out problems that it must reach; below it the run stops."""
+
+
+class EngineConfig(Section):
+    """vLLM's settings in each replica."""
+
+    kind: EngineKind = EngineKind.AUTO
+    """``in_process`` steps the engine on a thread of the replica (fastest on CPUs), ``async`` uses vLLM's AsyncLLM
+    (normal on GPUs), ``auto`` chooses by device."""
+    device: Device = Device.AUTO
+    """Where the teacher computes; ``auto`` takes GPUs when the cluster has any."""
+    dtype: str = "bfloat16"
+    """Weights and activations, in vLLM's names."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus completion (tokens); unset takes the model's own limit."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences the engine decodes at a time in one replica."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs over which each layer is split."""
+    pipeline_parallel_size: PositiveInt = 1
+    """Groups of GPUs over which the layers are split."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Part of each GPU's memory that vLLM may take."""
+    kv_cache_gib: PositiveInt = 1
+    """Memory for the KV cache on a CPU (GiB)."""
+    threads: PositiveInt = 1
+    """OpenMP threads of the engine on a CPU."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Any further vLLM engine argument (quantization, speculative_config, enable_prefix_caching, …)."""
+
+
+class TeacherConfig(Section):
+    """The model that writes the completions."""
+
+    model: str | None = None
+    """Hugging Face repository or local directory; exactly one of ``model`` and ``make`` is set."""
+    revision: str | None = None
+    """Commit, tag or branch of the repository; pin a commit for a run that can be repeated."""
+    make: MakeTeacherConfig | None = None
+    """Make the teacher first instead of loading one."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments handed to the chat template, such as ``enable_thinking: false``."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model repository. Leave it off unless you have read that code."""
+    engine: EngineConfig = EngineConfig()
+    """vLLM's settings in each replica."""
+    accelerator_type: str | None = None
+    """Ray's name of the GPU type that replicas need, such as H100 or H200."""
+    min_replicas: PositiveInt = 1
+    """Replicas that are always up while generating."""
+    max_replicas: PositiveInt = 1
+    """Replicas up to which the service may scale."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.model is None) == (self.make is None):
+            raise ValueError("set exactly one of teacher.model (a model to load) and teacher.make (one to train first)")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"teacher.min_replicas ({self.min_replicas}) must not exceed teacher.max_replicas ({self.max_replicas})"
+            )
+        return self
+
+
+class PromptsConfig(Section):
+    """Where prompts come from."""
+
+    source: str | None = None
+    """A JSONL or Parquet file, a directory of either, on any fsspec URI, or ``hf://datasets/OWNER/NAME`` for a Hub
+    data set. Rows have ``messages`` (a list of role and content) or ``prompt`` (a string), and may have ``answer``."""
+    addition: AdditionConfig | None = None
+    """Draw worked-addition problems instead of reading a source."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    prompt_column: str = "prompt"
+    """Column with a plain prompt."""
+    messages_column: str = "messages"
+    """Column with a chat."""
+    answer_column: str = "answer"
+    """Column with the reference answer, read when a verifier needs one."""
+    limit: PositiveInt | None = None
+    """Take only this many prompts (rows)."""
+    on_broken_line: BrokenLinePolicy = BrokenLinePolicy.REFUSE
+    """``refuse`` the whole source, or count a broken line as a ``failed`` row."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.source is None) == (self.addition is None):
+            raise ValueError("set exactly one of prompts.source (data to read) and prompts.addition (problems to draw)")
+        return self
+
+
+class SamplingConfig(Section):
+    """How the teacher writes; all of it is part of the generation fingerprint."""
+
+    n: PositiveInt = 1
+    """Completions per prompt (samples)."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.7
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus mass."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Candidates kept; 0 keeps all."""
+    max_tokens: PositiveInt = 1024
+    """Longest completion (tokens)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion."""
+    seed: int = 0
+    """Each sample's seed is a hash of this seed, the prompt id and the sample index."""
+    truncation: TruncationPolicy = TruncationPolicy.REJECT
+    """What becomes of a completion that reached ``max_tokens``; ``retry_once`` asks for ``retry_max_tokens``."""
+    retry_max_tokens: PositiveInt | None = None
+    """Limit of that second try (tokens); unset means twice ``max_tokens``."""
+
+
+class AcceptanceConfig(Section):
+    """Which completions the student may learn from."""
+
+    verifier: VerifierName = VerifierName.NONE
+    """``exact_answer`` compares the completion's final answer with the row's ``answer``; ``none`` accepts."""
+    min_completion_tokens: PositiveInt = 1
+    """Shorter completions are rejected (tokens)."""
+
+
+class GenerationConfig(Section):
+    """How rows are streamed through the teacher. Only ``shard_rows`` decides the data; the rest may be changed."""
+
+    shard_rows: PositiveInt = 512
+    """Rows of one shard, the unit of work and of commit (rows)."""
+    clients: PositiveInt = 1
+    """Ray Data actors that feed the teacher."""
+    window_rows: PositiveInt = 320
+    """Rows one client keeps in flight, a little above ``engine.max_num_seqs`` times the replicas it feeds (rows)."""
+    rows_per_call: PositiveInt = 32
+    """Rows of one call to a replica (rows)."""
+    max_attempts: PositiveInt = 4
+    """Tries of one row before a transient error becomes a failed row."""
+
+
+class StudentConfig(Section):
+    """The model that learns."""
+
+    model: str | None = None
+    """Hugging Face repository or local directory to start from; exactly one of ``model`` and ``init`` is set."""
+    revision: str | None = None
+    """Commit, tag or branch of the repository."""
+    init: TinyModelConfig | None = None
+    """Start from random weights of this architecture, with the teacher's tokenizer."""
+    transfer: TransferMode = TransferMode.AUTO
+    """``token_ids`` trains on the teacher's own tokens and needs equal tokenizers, ``text`` tokenises anew,
+    ``auto`` takes token ids when the tokenizers are equal."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model repository. Leave it off unless you have read that code."""
+    device: Device = Device.AUTO
+    """Where the student trains; ``auto`` takes GPUs when the cluster has any."""
+    control: bool = False
+    """Also train a control student, same budget, on final answers without the teacher's steps; needs a verifier."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.model is None) == (self.init is None):
+            raise ValueError("set exactly one of student.model (its weights) and student.init (random weights)")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Held-out problems that teacher and student are measured on."""
+
+    source: str | None = None
+    """Problems in the form of ``prompts.source``, each with an ``answer``."""
+    addition: AdditionConfig | None = None
+    """Draw held-out addition problems instead; they occur in no training prompt."""
+    verifier: VerifierName = VerifierName.EXACT_ANSWER
+    """How an answer is judged."""
+    max_tokens: PositiveInt = 1024
+    """Longest answer (tokens); decoding is greedy."""
+    batch_size: PositiveInt = 64
+    """Problems decoded at a time by the student."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.source is None) == (self.addition is None):
+            raise ValueError("set exactly one of evaluation.source and evaluation.addition")
+        return self
+
+
+class ClusterConfig(Section):
+    """The Ray cluster the run uses. None of it decides the data."""
+
+    address: str | None = None
+    """Address of a running cluster, or ``auto``; unset starts an embedded one on this machine and ends it after."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of the embedded cluster; unset takes the machine's."""
+    object_store_mib: Annotated[int, Field(ge=80)] = 256
+    """Object store of the embedded cluster (MiB)."""
+
+
+class DeadlinesConfig(Section):
+    """How long each wait may take; each says what it waited for when it gives up (seconds)."""
+
+    cluster_start: PositiveFloat = 60.0
+    """Until the cluster answers."""
+    replica_start: PositiveFloat = 1800.0
+    """Until the first teacher replica is ready: download, weights, warm-up."""
+    request: PositiveFloat = 600.0
+    """Until one call of rows comes back."""
+    no_progress: PositiveFloat = 1800.0
+    """Without a finished shard before generation gives up."""
+    commit: PositiveFloat = 120.0
+    """Until a shard is committed."""
+    hand_over: PositiveFloat = 180.0
+    """Until the teacher's resources are free again."""
+    worker_start: PositiveFloat = 600.0
+    """Until all training workers are placed and running."""
+    shutdown: PositiveFloat = 30.0
+    """Until what was started has ended."""
+
+
+class RunConfig(Section):
+    """Everything a run needs to know, as one recipe file says it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run, used for its directory, its Serve application and its Ray jobs."""
+    run_dir: str | None = None
+    """Directory of the run, any fsspec URI; unset means ``runs/<name>`` under the project's root."""
+    teacher: TeacherConfig
+    """The model that writes the completions."""
+    prompts: PromptsConfig
+    """Where prompts come from."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the teacher writes."""
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+    """Which completions the student may learn from."""
+    generation: GenerationConfig = GenerationConfig()
+    """How rows are streamed through the teacher."""
+    student: StudentConfig
+    """The model that learns."""
+    training: TrainingConfig = TrainingConfig()
+    """How it is trained."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out problems; unset skips the measurement of answers."""
+    cluster: ClusterConfig = ClusterConfig()
+    """The Ray cluster the run uses."""
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    """How long each wait may take."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.student.control and self.acceptance.verifier is VerifierName.NONE:
+            raise ValueError("student.control needs acceptance.verifier, which tells the final answer of a completion")
+        limit = self.teacher.engine.max_model_len
+        if limit is not None and self.sampling.max_tokens >= limit:
+            raise ValueError(
+                f"sampling.max_tokens ({self.sampling.max_tokens}) must be less than teacher.engine.max_model_len "
+                f"({limit}), which holds the prompt as well"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""The teacher and the data it makes: serving, client, prompts, acceptance, dataset, lineage."""

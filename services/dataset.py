@@ -1,0 +1,120 @@
+"""The completions table as a whole: its ledger, what is still pending, and the sealed version that training reads."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from configs.errors import UserError
+from services.plan import read_shard
+from services.table import ShardFile, shard_files
+
+NAMED_IDS = 5  # how many missing or doubled ids an error names: enough to look one up
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Where every planned row stands; ``planned = accepted + rejected + failed + pending`` always."""
+
+    planned: int
+    accepted: int
+    rejected: int
+    failed: int
+
+    @property
+    def pending(self) -> int:
+        return self.planned - self.accepted - self.rejected - self.failed
+
+    def to_dict(self) -> dict[str, int]:
+        return {**asdict(self), "pending": self.pending}
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """One file of the sealed version with its digest."""
+
+    path: str
+    num_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The pinned version of the completions table."""
+
+    version: int
+    ledger: Ledger
+    files: tuple[SealedFile, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        files = [asdict(each) for each in self.files]
+        return {"version": self.version, "ledger": self.ledger.to_dict(), "files": files}
+
+
+def read_ledger(uri: str, planned_rows: int) -> Ledger:
+    """The ledger, from the log's statistics alone: no data file is opened."""
+    return _count(list(shard_files(DeltaTable(uri))), planned_rows)
+
+
+def pending_shards(prompts_uri: str, completions_uri: str) -> Iterator[ShardFile]:
+    """Planned shards that have no committed completions yet, in order."""
+    done = {file.shard for file in shard_files(DeltaTable(completions_uri))}
+    return (file for file in shard_files(DeltaTable(prompts_uri)) if file.shard not in done)
+
+
+def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Seal:
+    """Check that each planned row is there exactly once, and pin the table version with digests.
+
+    Raises:
+        UserError: rows are missing, doubled or unplanned; names the first of them.
+    """
+    table = DeltaTable(completions_uri)
+    committed = list(shard_files(table))
+    completed = {file.shard: file for file in committed}
+    plan = list(shard_files(DeltaTable(prompts_uri)))
+    if len(completed) < len(committed):
+        raise UserError(f"{completions_uri}: a shard is there twice; do not train on it, and please report this")
+    files = []
+    for planned in plan:
+        file = completed.get(planned.shard)
+        if file is None:
+            raise UserError(
+                f"{completions_uri}: shard {planned.shard} ({planned.num_rows * samples_per_prompt} rows) has not been "
+                "made yet; run `stillhouse generate` again"
+            )
+        digest, ids = _digest_and_ids(f"{completions_uri}/{file.path}")
+        _check_ids(ids, read_shard(prompts_uri, planned.path).column("prompt_id").to_pylist(), samples_per_prompt, file)
+        files.append(SealedFile(file.path, file.num_rows, digest))
+    planned_rows = sum(each.num_rows for each in plan) * samples_per_prompt
+    return Seal(table.version(), _count(list(completed.values()), planned_rows), tuple(files))
+
+
+def _count(files: list[ShardFile], planned_rows: int) -> Ledger:
+    accepted = sum(file.nulls["reason"] for file in files)
+    failed = sum(file.nulls["completion"] for file in files)
+    total = sum(file.num_rows for file in files)
+    return Ledger(planned_rows, accepted, total - accepted - failed, failed)
+
+
+def _digest_and_ids(path: str) -> tuple[str, list[tuple[str, int]]]:
+    with fsspec.open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        columns = pq.read_table(file, columns=["prompt_id", "sample_index"])
+    return digest, list(zip(columns["prompt_id"].to_pylist(), columns["sample_index"].to_pylist(), strict=True))
+
+
+def _check_ids(found: list[tuple[str, int]], planned: list[str], samples: int, file: ShardFile) -> None:
+    wanted = {(prompt_id, index) for prompt_id in planned for index in range(samples)}
+    present = set(found)
+    for what, rows in (
+        ("missing", wanted - present),
+        ("not planned", present - wanted),
+        ("doubled", {row for row in present if found.count(row) > 1} if len(present) < len(found) else set()),
+    ):
+        if rows:
+            raise UserError(f"shard {file.shard} ({file.path}) has rows {what}: {sorted(rows)[:NAMED_IDS]}")

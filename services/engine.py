@@ -1,0 +1,176 @@
+"""A vLLM engine stepped in process, on one thread of its own; the CPU engine of a teacher replica.
+
+On a CPU this is both the fastest way to run vLLM (no second process spins beside the worker) and the quickest to
+start (one import). The engine is built on the thread that steps it, so that its OpenMP team belongs to that thread.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from ray.llm._internal.serve.core.engine.protocol import LLMEngine
+from ray.serve.llm import LLMConfig
+
+from services.generation import EngineDescription, GenerateRequest, GenerateResult
+from services.vllm_adapter import describe, sampling_params, to_result
+
+logger = logging.getLogger(__name__)
+
+IDLE_POLL_S = 0.5  # only how soon a thread without work notices that it should end
+WARM_UP_TOKENS = 4  # enough to pick every kernel of prefill and decode once
+
+
+class EngineDead(RuntimeError):
+    """The engine thread ended; the replica is unhealthy and Serve replaces it."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    request: GenerateRequest
+    future: "asyncio.Future[GenerateResult]"
+    loop: asyncio.AbstractEventLoop
+
+
+class InProcessEngine(LLMEngine):
+    """`ray.serve.llm` engine around `vllm.v1.engine.llm_engine.LLMEngine` on a thread. Has no OpenAI endpoints."""
+
+    def __init__(self, llm_config: LLMConfig) -> None:
+        self._llm_config = llm_config
+        self._inbox: queue.SimpleQueue[_Pending | str] = queue.SimpleQueue()
+        self._pending: dict[str, _Pending] = {}
+        self._ready = threading.Event()
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
+        self.description: EngineDescription | None = None
+
+    async def start(self) -> None:
+        """Build and warm the engine up. Raises `RuntimeError` with vLLM's own message when that fails."""
+        self._thread.start()
+        await asyncio.to_thread(self._ready.wait)
+        if self._failure is not None:
+            raise RuntimeError(f"vLLM could not start: {self._failure}") from self._failure
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Complete one prompt. Raises `EngineDead` when the engine ends first; cancelling aborts the request."""
+        if self._failure is not None:
+            raise EngineDead(f"the engine stopped: {self._failure}")
+        loop = asyncio.get_running_loop()
+        pending = _Pending(request, loop.create_future(), loop)
+        self._inbox.put(pending)
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            self._inbox.put(request.request_id)
+            raise
+
+    async def check_health(self) -> None:
+        """Raise `EngineDead` when the engine can serve no more; Serve then replaces the replica."""
+        if self._failure is not None or not self._thread.is_alive():
+            raise EngineDead(f"the engine thread has ended: {self._failure}")
+
+    async def shutdown(self) -> None:
+        """Let the thread end after its current step."""
+        self._stopping.set()
+
+    def routing_stats(self) -> dict[str, Any]:
+        return {}
+
+    # --- on the engine thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            engine = self._build()
+        except BaseException as error:  # handed to start(), which raises it
+            self._failure = error
+            self._ready.set()
+            return
+        self._ready.set()
+        try:
+            while not self._stopping.is_set():
+                self._take_inbox(engine)
+                if self._pending:
+                    self._deliver(engine.step())
+        except BaseException as error:
+            logger.exception("engine thread ended with %d requests in flight", len(self._pending))
+            self._failure = error
+            for pending in self._pending.values():
+                _resolve(pending, EngineDead(f"the engine stopped: {error}"))
+
+    def _build(self) -> Any:
+        # Imported on the engine's thread and not before: importing vLLM costs seconds, and only replicas need it.
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine as VllmEngine
+
+        engine_args = EngineArgs(
+            model=self._llm_config.model_loading_config.model_source,
+            distributed_executor_backend="uni",
+            disable_log_stats=True,
+            **self._llm_config.engine_kwargs,
+        )
+        engine = VllmEngine.from_engine_args(engine_args)
+        self.description = describe(engine.vllm_config, "in_process")
+        warm_up = GenerateRequest("warm-up", [0, 0, 0, 0], 1, WARM_UP_TOKENS, 0.0, 1.0, 0, (), 0)
+        engine.add_request("warm-up", {"prompt_token_ids": warm_up.prompt_token_ids}, sampling_params(warm_up))
+        while engine.has_unfinished_requests():
+            engine.step()
+        return engine
+
+    def _take_inbox(self, engine: Any) -> None:
+        """Admit all that has arrived; without work in flight, wait for the next arrival."""
+        idle = not self._pending
+        while True:
+            try:
+                item = self._inbox.get(timeout=IDLE_POLL_S) if idle else self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            idle = False
+            if not isinstance(item, str):
+                self._admit(engine, item)
+            elif self._pending.pop(item, None) is not None:
+                engine.abort_request([item])
+
+    def _admit(self, engine: Any, pending: _Pending) -> None:
+        request = pending.request
+        try:
+            engine.add_request(
+                request.request_id, {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request)
+            )
+        except ValueError as error:  # vLLM's refusal of this one prompt: too long, bad token, bad parameter
+            _resolve(pending, GenerateResult(request.request_id, error=str(error)))
+            return
+        self._pending[request.request_id] = pending
+
+    def _deliver(self, outputs: list[Any]) -> None:
+        for output in outputs:
+            if output.finished and (pending := self._pending.pop(output.request_id, None)) is not None:
+                _resolve(pending, to_result(output.request_id, output))
+
+    # --- what only the OpenAI-compatible engine has -------------------------------------------------------------
+
+    async def _no_http(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        raise NotImplementedError("the in-process engine serves batches only; teacher.engine.kind=async serves HTTP")
+        yield  # makes this the generator that the protocol asks for
+
+    async def _no_http_call(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("the in-process engine serves batches only; teacher.engine.kind=async serves HTTP")
+
+    chat = completions = embeddings = transcriptions = _no_http
+    tokenize = detokenize = _no_http
+    resolve_lora = reset_prefix_cache = _no_http_call
+
+
+def _resolve(pending: _Pending, outcome: GenerateResult | EngineDead) -> None:
+    def settle() -> None:
+        if pending.future.done():  # cancelled meanwhile
+            return
+        if isinstance(outcome, EngineDead):
+            pending.future.set_exception(outcome)
+        else:
+            pending.future.set_result(outcome)
+
+    pending.loop.call_soon_threadsafe(settle)

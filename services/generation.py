@@ -1,0 +1,55 @@
+"""The records that travel between the clients and the teacher: plain data, picklable, light to import."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt to be completed ``n`` times.
+
+    ``seed`` is the seed of sample 0; sample *i* uses ``seed + i``, so a row is the same whoever makes it.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    n: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion: its token ids (the end-of-sequence token included) and vLLM's finish reason."""
+
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """What became of one request: either ``n`` samples in order, or the engine's permanent refusal of this prompt."""
+
+    request_id: str
+    samples: tuple[Sample, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """The engine configuration as vLLM resolved it, read back after start-up."""
+
+    engine: str
+    vllm_version: str
+    model: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    enable_prefix_caching: bool
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    vocab_size: int

@@ -1,0 +1,38 @@
+"""The Ray Data pipeline of GENERATE: pending shards stream through a few long-lived client actors."""
+
+import logging
+from collections.abc import Generator
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from services.client import ClientSpec, ShardClient
+
+SHARDS_AT_ONCE = 3  # of one client: the next shards' rows fill the window while the last rows of one are awaited
+CLIENT_CPUS = 0.5  # a client mostly waits for the teacher; on two cores it must fit beside one replica
+
+
+def stream_shards(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[dict[str, Any]]:
+    """Make the shard of each task ``{table, shard, path}``; yields a summary as each is committed."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # the run has one progress display of its own
+    context.max_errored_blocks = 0  # a block that fails is a fault of the run, never a silent loss
+    # A client retries transient errors itself; what it raises would fail again.
+    context.actor_task_retry_on_errors = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    clients = min(spec.generation.clients, len(tasks))
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        ShardClient,
+        fn_constructor_args=(spec,),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=CLIENT_CPUS,
+        compute=ActorPoolStrategy(
+            size=clients,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+    )
+    yield from dataset.iter_rows()

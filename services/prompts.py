@@ -1,0 +1,163 @@
+"""Reads prompts from wherever a recipe says they are: JSONL, Parquet, a directory of either, or a Hub data set.
+
+A prompt's id is a hash of its content and nothing else, so reordering or extending a source changes no id.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from configs.errors import UserError
+from configs.schema import AdditionConfig, BrokenLinePolicy, PromptsConfig
+from services.addition import draw_problems
+
+HUB_PREFIX = "hf://datasets/"
+READ_ROWS = 1024  # rows of one Parquet batch: bounds memory whatever the size of a row group
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt; ``prompt`` is canonical JSON of a string or of a list of role and content.
+
+    A line that could not be read keeps its raw text as ``prompt`` and says why in ``error``.
+    """
+
+    prompt_id: str
+    prompt: str
+    answer: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    value: dict[str, Any]
+    place: str
+    error: str | None = None
+
+
+def read_prompts(config: PromptsConfig) -> Iterator[Prompt]:
+    """Yield the prompts of a source in its own order, duplicates included.
+
+    Raises:
+        UserError: the source is missing, is of an unknown kind, or has a broken line and the recipe refuses those.
+    """
+    if config.addition is not None:
+        prompts: Iterable[Prompt] = read_addition(config.addition, held_out=False)
+    else:
+        assert config.source is not None
+        prompts = (_to_prompt(row, config) for row in _read_rows(config.source, config.split))
+    return islice(prompts, config.limit)
+
+
+def read_addition(config: AdditionConfig, *, held_out: bool) -> Iterator[Prompt]:
+    """The built-in problems as chats of one user message."""
+    for problem in draw_problems(config, held_out=held_out):
+        yield make_prompt([{"role": "user", "content": problem.prompt}], problem.answer)
+
+
+def make_prompt(content: str | list[dict[str, Any]], answer: str | None = None) -> Prompt:
+    """A prompt with its id: the first 32 hex digits of SHA-256 over the canonical JSON of the content."""
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return Prompt(hashlib.sha256(text.encode()).hexdigest()[:32], text, answer)
+
+
+def _to_prompt(row: _Row, config: PromptsConfig) -> Prompt:
+    problem = row.error or _shape_error(row.value, config)
+    if problem is None:
+        messages = row.value.get(config.messages_column)
+        answer = row.value.get(config.answer_column)
+        content = messages if messages is not None else row.value[config.prompt_column]
+        return make_prompt(content, None if answer is None else str(answer))
+    if config.on_broken_line is BrokenLinePolicy.REFUSE:
+        raise UserError(
+            f"{row.place}: {problem}; mend the line, or set prompts.on_broken_line=fail_row to keep it as a failed row"
+        )
+    raw = json.dumps(row.value, ensure_ascii=False, sort_keys=True, default=str)
+    return Prompt(hashlib.sha256(raw.encode()).hexdigest()[:32], raw, error=f"{row.place}: {problem}")
+
+
+def _shape_error(value: dict[str, Any], config: PromptsConfig) -> str | None:
+    messages = value.get(config.messages_column)
+    if messages is None:
+        prompt = value.get(config.prompt_column)
+        if prompt is None:
+            return f"has neither {config.messages_column!r} (prompts.messages_column) nor {config.prompt_column!r}"
+        return None if isinstance(prompt, str) and prompt else f"{config.prompt_column!r} must be a non-empty string"
+    if not isinstance(messages, list) or not messages:
+        return f"{config.messages_column!r} must be a non-empty list of role and content"
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            return f"each of {config.messages_column!r} needs a role and a content"
+    return None
+
+
+def _read_rows(source: str, split: str) -> Iterator[_Row]:
+    if source.startswith(HUB_PREFIX):
+        yield from _read_hub(source.removeprefix(HUB_PREFIX), split)
+        return
+    for path in _list_files(source):
+        yield from _read_parquet(path) if path.endswith(".parquet") else _read_jsonl(path)
+
+
+def _list_files(source: str) -> list[str]:
+    filesystem, path = fsspec.url_to_fs(source)
+    if filesystem.isfile(path):
+        files = [path]
+    elif filesystem.isdir(path):
+        files = sorted(each for each in filesystem.find(path) if _is_prompt_file(each))
+    else:
+        raise UserError(f"prompts.source: there is no file or directory {source}")
+    if not files or not all(_is_prompt_file(each) for each in files):
+        raise UserError(f"prompts.source: {source} must be, or hold, .jsonl, .jsonl.gz or .parquet files")
+    return [filesystem.unstrip_protocol(each) for each in files]
+
+
+def _is_prompt_file(path: str) -> bool:
+    return path.endswith((".jsonl", ".jsonl.gz", ".parquet"))
+
+
+def _read_jsonl(path: str) -> Iterator[_Row]:
+    with fsspec.open(path, "rb", compression="infer") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path.removeprefix('file://')}:{number}"
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                yield _Row({"line": line.decode(errors="replace").rstrip("\n")}, place, f"is not JSON ({error})")
+                continue
+            if isinstance(value, dict):
+                yield _Row(value, place)
+            else:
+                yield _Row({"line": value}, place, "is not a JSON object")
+
+
+def _read_parquet(path: str) -> Iterator[_Row]:
+    with fsspec.open(path, "rb") as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"prompts.source: {path} is not a Parquet file ({error})") from None
+        number = 0
+        for batch in parquet.iter_batches(batch_size=READ_ROWS):
+            for value in batch.to_pylist():
+                yield _Row(value, f"{path.removeprefix('file://')}, row {number}")
+                number += 1
+
+
+def _read_hub(name: str, split: str) -> Iterator[_Row]:
+    from datasets import load_dataset  # costs a second, and only Hub data sets need it
+
+    try:
+        rows = load_dataset(name, split=split, streaming=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"prompts.source: the Hub data set {name} (split {split}) cannot be read: {error}") from error
+    for number, value in enumerate(rows):
+        yield _Row(dict(value), f"{HUB_PREFIX}{name}, row {number}")

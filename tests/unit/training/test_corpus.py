@@ -1,0 +1,90 @@
+"""Which rows count, and what is refused before training starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import TrainingConfig
+from tests.unit.training.tiny import make_rows, write_rows
+from training.batches import collate_packs
+from training.corpus import Row, fetch_rows, load_corpus
+from training.parallel import World
+
+WORLD = World(0, 1, torch.device("cpu"))
+CONFIG = TrainingConfig(sequence_length=48, evaluation_fraction=0.0)
+
+
+def test_load_corpus_changed_file_is_refused_with_both_digests(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.parquet", make_rows(10))
+    wrong = replace(file, sha256="0" * 64)
+    with pytest.raises(UserError) as error:
+        load_corpus((wrong,), CONFIG, WORLD)
+    assert file.path in str(error.value) and "0" * 64 in str(error.value) and str(file.sha256) in str(error.value)
+
+
+def test_load_corpus_missing_file_is_named(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.parquet", make_rows(1))
+    with pytest.raises(UserError, match=r"missing\.parquet"):
+        load_corpus((replace(file, path=str(tmp_path / "missing.parquet")),), CONFIG, WORLD)
+
+
+def test_load_corpus_takes_accepted_rows_only(tmp_path: Path) -> None:
+    rows = make_rows(5) + make_rows(7, seed=1, status="rejected") + make_rows(2, seed=2, status="failed")
+    corpus = load_corpus((write_rows(tmp_path / "a.parquet", rows),), CONFIG, WORLD)
+    assert np.flatnonzero(corpus.is_training).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_load_corpus_rows_without_tokens_do_not_count(tmp_path: Path) -> None:
+    rows = make_rows(3) + make_rows(1, seed=1, completion_token_ids=[]) + make_rows(1, completion_token_ids=None)
+    corpus = load_corpus((write_rows(tmp_path / "a.parquet", rows),), CONFIG, WORLD)
+    assert int(corpus.is_training.sum()) == 3
+
+
+def test_load_corpus_no_usable_row_is_refused(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.parquet", make_rows(4, status="rejected"))
+    with pytest.raises(UserError, match="no row to train on: of 4 rows 0 are accepted"):
+        load_corpus((file,), CONFIG, WORLD)
+
+
+def test_load_corpus_overlong_rows_are_dropped_and_counted_or_refused(tmp_path: Path) -> None:
+    rows = make_rows(6) + make_rows(2, seed=1, completion_token_ids=[3] * 60)
+    file = write_rows(tmp_path / "a.parquet", rows)
+    corpus = load_corpus((file,), CONFIG, WORLD)
+    assert (corpus.overlong_dropped, int(corpus.is_training.sum())) == (2, 6)
+    with pytest.raises(UserError, match=r"2 rows are longer than training\.sequence_length \(48"):
+        load_corpus((file,), CONFIG.model_copy(update={"overlong": "refuse"}), WORLD)
+
+
+def test_load_corpus_samples_of_one_prompt_are_on_one_side(tmp_path: Path) -> None:
+    rows = [row | {"prompt_id": f"{i // 4:032x}"} for i, row in enumerate(make_rows(400))]
+    config = CONFIG.model_copy(update={"evaluation_fraction": 0.3})
+    corpus = load_corpus((write_rows(tmp_path / "a.parquet", rows),), config, WORLD)
+    sides = corpus.is_evaluation.reshape(100, 4)
+    assert (sides.all(axis=1) | ~sides.any(axis=1)).all()
+    assert 15 <= sides[:, 0].sum() <= 45
+
+
+def test_fetch_rows_across_row_groups_returns_the_tokens_written(tmp_path: Path) -> None:
+    rows = make_rows(50)
+    corpus = load_corpus((write_rows(tmp_path / "a.parquet", rows, 7),), CONFIG, WORLD)
+    assert len(corpus.groups) == 8
+    found = fetch_rows(corpus, np.array([49, 3, 21, 6, 7]))
+    assert {number: (row.prompt.tolist(), row.completion.tolist()) for number, row in found.items()} == {
+        n: (rows[n]["prompt_token_ids"], rows[n]["completion_token_ids"]) for n in (3, 6, 7, 21, 49)
+    }
+
+
+def test_collate_packs_puts_the_loss_on_completions_and_restarts_positions() -> None:
+    def row(prompt: list[int], completion: list[int]) -> Row:
+        return Row(np.array(prompt, np.int32), np.array(completion, np.int32))
+
+    batch = collate_packs([[row([5, 6], [7, 8]), row([], [9, 10])], []], sequence_length=7, pad_id=0)
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9, 10, 0], [0] * 7]
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0, 1, 0], [0, 1, 2, 3, 4, 5, 6]]
+    # 6 predicts 7, 7 predicts 8; nothing precedes 9, and 9 predicts 10.
+    assert batch.loss_index_N.tolist() == [1, 2, 4]
+    assert batch.targets_N.tolist() == [7, 8, 10]

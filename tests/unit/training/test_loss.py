@@ -1,0 +1,101 @@
+"""The loss of packed rows is the loss of each row alone, for each family of attention and head."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from tests.unit.training.tiny import LLAMA, make_job, save_tokenizer
+from training.batches import collate_packs
+from training.corpus import Row
+from training.loss import StudentWithLoss, sum_cross_entropy
+from training.model import build_model, load_tokenizer
+
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+GEMMA = LLAMA | {"head_dim": 8, "sliding_window": 8}
+MIXTURE = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+FAMILIES = {
+    "llama": LLAMA,
+    "llama tied": LLAMA | {"tie_word_embeddings": True},
+    "qwen3": LLAMA | {"head_dim": 8},
+    "gpt2": GPT2,
+    "gemma3_text": GEMMA,
+    "qwen3_moe": MIXTURE,
+}
+
+
+def build(root: Path, family: str, **overrides: Any) -> PreTrainedModel:
+    arguments = FAMILIES[family]
+    job = make_job(root, num_rows=2, init={"model_type": family.split()[0], "arguments": arguments | overrides})
+    return build_model(job, load_tokenizer(save_tokenizer(root / "tokenizer"))).eval()
+
+
+def random_rows(num_rows: int) -> list[Row]:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, (num_rows, 2))
+    return [Row(rng.integers(3, 16, p).astype(np.int32), rng.integers(3, 16, c).astype(np.int32)) for p, c in lengths]
+
+
+def loss_alone(model: PreTrainedModel, row: Row) -> torch.Tensor:
+    """Return the summed loss of one row's completion from the model's own logits."""
+    ids = torch.tensor([[*row.prompt.tolist(), *row.completion.tolist()]])
+    logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1]
+    return cross_entropy(logits, ids[0, len(row.prompt) :], reduction="sum")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_student_with_loss_packed_rows_equals_rows_alone(tmp_path: Path, family: str) -> None:
+    model = build(tmp_path, family)
+    rows = random_rows(9)
+    batch = collate_packs([rows[:3], rows[3:7], rows[7:], []], sequence_length=64, pad_id=0)
+    packed = StudentWithLoss(model)(*batch.tensors())
+    packed.backward()
+    packed_grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    alone = torch.stack([loss_alone(model, row) for row in rows]).sum()
+    alone.backward()
+    alone_grads = [p.grad for p in model.parameters() if p.grad is not None]
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+    for ours, reference in zip(packed_grads, alone_grads, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_sum_cross_entropy_in_chunks_equals_all_at_once(bias: bool) -> None:
+    torch.manual_seed(0)
+    shapes = [(23, 8), (50, 8)] + [(50,)] * bias
+    targets = torch.randint(50, (23,))
+    losses, grads = [], []
+    for chunk_logits in (50 * 5, 50 * 23):
+        torch.manual_seed(1)
+        tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        loss = sum_cross_entropy(*tensors, *[None] * (not bias), targets, chunk_logits)
+        loss.backward()
+        losses.append(loss)
+        grads.append([tensor.grad for tensor in tensors])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_sum_cross_entropy_bfloat16_is_summed_in_float32() -> None:
+    # 1,000 tokens of ln 2 each: in bfloat16 the nearest sums are 4 apart.
+    loss = sum_cross_entropy(
+        torch.zeros(1000, 4, dtype=torch.bfloat16),
+        torch.zeros(2, 4, dtype=torch.bfloat16),
+        None,
+        torch.zeros(1000).long(),
+    )
+    assert loss.dtype is torch.float32
+    assert loss.item() == pytest.approx(693.147, abs=0.01)
+
+
+def test_student_with_loss_batch_without_loss_tokens_has_zero_loss_and_gradient(tmp_path: Path) -> None:
+    model = build(tmp_path, "llama")
+    loss = StudentWithLoss(model)(*collate_packs([[]], sequence_length=16, pad_id=0).tensors())
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

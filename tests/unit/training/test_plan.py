@@ -1,0 +1,99 @@
+"""The order of rows is a function of (seed, epoch, lengths), whatever the number of workers."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import TrainingConfig
+from tests.unit.training.tiny import make_job, make_rows, write_rows
+from training.batches import iterate_steps
+from training.corpus import Corpus, load_corpus
+from training.parallel import World
+from training.plan import plan_epoch, plan_evaluation
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(rank, size, torch.device("cpu"))
+
+
+@pytest.fixture
+def config() -> TrainingConfig:
+    return TrainingConfig(
+        sequence_length=48, batch_sequences=7, micro_batch_sequences=2, packing_window_rows=64, evaluation_fraction=0.1
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, config: TrainingConfig) -> Corpus:
+    rows = make_rows(400)
+    files = tuple(write_rows(tmp_path / f"{i}.parquet", rows[i * 100 : i * 100 + 100], 30) for i in range(4))
+    return load_corpus(files, config, world())
+
+
+def test_plan_epoch_holds_every_training_row_once(corpus: Corpus, config: TrainingConfig) -> None:
+    plan = plan_epoch(corpus, config, 0)
+    assert sorted(plan.rows) == np.flatnonzero(corpus.is_training).tolist()
+    assert plan.pack_starts[-1] == len(plan.rows)
+    assert plan.step_tokens.sum() == corpus.lengths[corpus.is_training].sum()
+    assert plan.step_loss_tokens.sum() == corpus.loss_lengths[corpus.is_training].sum()
+
+
+def test_plan_epoch_steps_differ_by_at_most_one_pack_and_keep_the_batch(corpus: Corpus, config: TrainingConfig) -> None:
+    sizes = np.diff(plan_epoch(corpus, config, 0).step_starts)
+    assert sizes.max() <= config.batch_sequences
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_plan_epoch_same_seed_and_epoch_repeats_and_others_differ(corpus: Corpus, config: TrainingConfig) -> None:
+    first = plan_epoch(corpus, config, 0).rows.tolist()
+    assert plan_epoch(corpus, config, 0).rows.tolist() == first
+    assert plan_epoch(corpus, config, 1).rows.tolist() != first
+    assert plan_epoch(corpus, config.model_copy(update={"seed": 1}), 0).rows.tolist() != first
+
+
+def test_plan_evaluation_holds_exactly_the_held_back_rows(corpus: Corpus, config: TrainingConfig) -> None:
+    plan = plan_evaluation(corpus, config)
+    assert plan is not None
+    assert sorted(plan.rows) == np.flatnonzero(corpus.is_evaluation).tolist()
+    assert 0 < len(plan.rows) < 0.2 * len(corpus.lengths)
+
+
+def tokens_of_steps(corpus: Corpus, config: TrainingConfig, size: int, first_step: int = 0) -> list[Counter[int]]:
+    """Return what each step learns over all ranks: its target tokens with the position they are predicted from."""
+    plan = plan_epoch(corpus, config, 0)
+    ranks = [list(iterate_steps(corpus, plan, config, world(rank, size), 0, first_step)) for rank in range(size)]
+    steps = []
+    for parts in zip(*ranks, strict=True):
+        assert len({len(part) for part in parts}) == 1, "ranks must take the same number of micro-batches"
+        step: Counter[int] = Counter()
+        for micro_batch in (m for part in parts for m in part):
+            before = micro_batch.input_ids_BT.flatten()[micro_batch.loss_index_N]
+            positions = micro_batch.position_ids_BT.flatten()[micro_batch.loss_index_N]
+            step.update((positions * 10_000 + before * 100 + micro_batch.targets_N).tolist())
+        steps.append(step)
+    return steps
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_iterate_steps_any_number_of_workers_learns_the_same_each_step(
+    corpus: Corpus, config: TrainingConfig, size: int
+) -> None:
+    alone = tokens_of_steps(corpus, config, 1)
+    assert tokens_of_steps(corpus, config, size) == alone
+    assert [step.total() for step in alone] == plan_epoch(corpus, config, 0).step_loss_tokens.tolist()
+
+
+def test_iterate_steps_from_a_later_step_continues_the_same_order(corpus: Corpus, config: TrainingConfig) -> None:
+    assert tokens_of_steps(corpus, config, 2, first_step=3) == tokens_of_steps(corpus, config, 2)[3:]
+
+
+def test_iterate_steps_unreadable_file_raises_in_the_caller(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    corpus = load_corpus(job.files, job.training, world())
+    for file in job.files:
+        Path(file.path).unlink()
+    with pytest.raises(FileNotFoundError):
+        next(iterate_steps(corpus, plan_epoch(corpus, job.training, 0), job.training, world(), 0))

@@ -1,0 +1,96 @@
+"""Text transfer: chats through the template, plain prompts as they are, completions with their end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from configs.errors import UserError
+from tests.unit.training.tiny import make_job, make_rows, save_tokenizer, write_rows
+from training.corpus import load_corpus
+from training.job import DataFile, JobDevice, TrainJob, Transfer
+from training.loop import train
+from training.model import load_tokenizer
+from training.parallel import World, joined_world
+from training.tokenise import tokenise_files
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def tokenise(job: TrainJob) -> list[dict[str, Any]]:
+    files = tokenise_files(job, load_tokenizer(job.tokenizer), WORLD)
+    return [row for file in files for row in pq.read_table(file.path).to_pylist()]
+
+
+def test_tokenise_files_chat_gives_the_ids_that_the_teacher_had(tmp_path: Path) -> None:
+    job = make_job(tmp_path, num_rows=40, transfer=Transfer.TEXT)
+    written = [row for file in job.files for row in pq.read_table(file.path).to_pylist()]
+    columns = ("prompt_id", "status", "prompt_token_ids", "completion_token_ids")
+    assert tokenise(job) == [{name: row[name] for name in columns} for row in written]
+
+
+def test_tokenise_files_leaves_out_rows_that_were_not_accepted(tmp_path: Path) -> None:
+    rows = make_rows(3) + make_rows(4, seed=1, status="rejected", completion=None)
+    job = make_job(tmp_path, files=(write_rows(tmp_path / "mixed.parquet", rows),), transfer=Transfer.TEXT)
+    assert len(tokenise(job)) == 3
+
+
+def test_tokenise_files_second_call_reads_what_the_first_wrote(tmp_path: Path) -> None:
+    job = make_job(tmp_path, num_rows=10, transfer=Transfer.TEXT)
+    first = tokenise(job)
+    for file in job.files:
+        Path(file.path).unlink()
+    assert tokenise(job) == first
+
+
+def test_tokenise_files_cut_off_completion_gets_no_end(tmp_path: Path) -> None:
+    rows = [{**row, "finish_reason": reason} for row, reason in zip(make_rows(2), ("stop", "length"), strict=True)]
+    path = tmp_path / "cut.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    job = make_job(tmp_path, files=(DataFile(str(path), 2),), transfer=Transfer.TEXT)
+    assert [row["completion_token_ids"][-1] == 2 for row in tokenise(job)] == [True, False]
+
+
+def test_tokenise_files_chat_without_template_is_refused(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "plain", chat_template=None)
+    job = make_job(tmp_path, tokenizer=tokenizer, transfer=Transfer.TEXT)
+    with pytest.raises(UserError, match="student's tokenizer has no chat template"):
+        tokenise(job)
+    assert not Path(job.output_dir, "tokenised").exists()
+
+
+def test_tokenise_files_plain_prompt_needs_no_template(tmp_path: Path) -> None:
+    rows = make_rows(2, prompt=json.dumps("12+3="))
+    tokenizer = save_tokenizer(tmp_path / "plain", chat_template=None)
+    file = write_rows(tmp_path / "plain.parquet", rows)
+    job = make_job(tmp_path, files=(file,), tokenizer=tokenizer, transfer=Transfer.TEXT)
+    # 0 is token 3, + is 13, = is 14.
+    assert [row["prompt_token_ids"] for row in tokenise(job)] == [[4, 5, 13, 6, 14]] * 2
+
+
+def test_tokenise_files_changed_input_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path, transfer=Transfer.TEXT)
+    write_rows(Path(job.files[0].path), make_rows(3))
+    with pytest.raises(UserError, match=r"a\.parquet' has changed"):
+        tokenise(job)
+
+
+def test_train_text_job_has_the_losses_of_the_token_id_job(tmp_path: Path) -> None:
+    losses = []
+    for transfer in Transfer:
+        job = make_job(tmp_path / transfer, num_rows=60, max_steps=3, transfer=transfer)
+        with joined_world(JobDevice.CPU) as world:
+            losses.append(train(job, lambda _: None, world).final_loss)
+    assert losses[0] == losses[1]
+
+
+def test_load_corpus_of_tokenised_files_checks_their_digests(tmp_path: Path) -> None:
+    job = make_job(tmp_path, transfer=Transfer.TEXT)
+    files = tokenise_files(job, load_tokenizer(job.tokenizer), WORLD)
+    Path(files[0].path).write_bytes(b"no longer Parquet")
+    with pytest.raises(UserError, match="has changed"):
+        load_corpus(files, job.training, WORLD)

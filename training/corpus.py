@@ -1,0 +1,182 @@
+"""Reads what the student may learn from: checks the files, measures the rows, and fetches rows when they are due.
+
+Rows are measured in one pass that keeps a few bytes a row; token ids are read again, row group by row group, when
+their turn comes. Which rows count is decided here, in what order by `training.plan`.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from configs.errors import UserError
+from configs.schema import TrainingConfig
+from configs.table import RowStatus
+from training.job import DataFile
+from training.parallel import World
+from training.storage import open_filesystem
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+_TOKEN_COLUMNS = ["prompt_token_ids", "completion_token_ids"]
+_READ_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """One Parquet row group, the unit of reading; its rows are ``first_row`` and the following of the corpus."""
+
+    path: str
+    index: int
+    num_rows: int
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Measures of every row of the files, in file order, and which of them are used.
+
+    ``lengths`` are prompt plus completion (tokens); ``loss_lengths`` the part of them that bears a loss.
+    """
+
+    groups: tuple[RowGroup, ...]
+    lengths: Int32s
+    loss_lengths: Int32s
+    is_training: npt.NDArray[np.bool_]
+    is_evaluation: npt.NDArray[np.bool_]
+    overlong_dropped: int
+
+
+def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: World) -> Corpus:
+    """Return the corpus of ``files``, measured by all ranks together; the result is the same on each.
+
+    UserError when a digest differs, when ``overlong`` is refuse and a row is too long, or when no row is left.
+    """
+    with world.agreement():
+        mine = [(i, _measure_file(files[i])) for i in range(world.rank, len(files), world.size)]
+    measured = dict(pair for pairs in world.gather(mine) for pair in pairs)
+    groups, first_row = [], 0
+    for i, file in enumerate(files):
+        for index, num_rows in enumerate(measured[i].group_rows):
+            groups.append(RowGroup(file.path, index, num_rows, first_row))
+            first_row += num_rows
+    parts = [measured[i] for i in range(len(files))]
+    lengths = np.concatenate([part.lengths for part in parts]) if parts else np.zeros(0, np.int32)
+    loss_lengths = np.concatenate([part.loss_lengths for part in parts]) if parts else np.zeros(0, np.int32)
+    hashes = np.concatenate([part.hashes for part in parts]) if parts else np.zeros(0, np.uint32)
+
+    is_usable = loss_lengths > 0
+    is_overlong = is_usable & (lengths > config.sequence_length)
+    overlong = int(is_overlong.sum())
+    if overlong and config.overlong == "refuse":
+        raise UserError(
+            f"{overlong} rows are longer than training.sequence_length ({config.sequence_length} tokens; the longest "
+            f"has {int(lengths.max())}); raise it, or set training.overlong=drop"
+        )
+    is_usable &= ~is_overlong
+    is_evaluation = is_usable & (hashes < config.evaluation_fraction * 2**32)
+    is_training = is_usable & ~is_evaluation
+    if not is_training.any():
+        raise UserError(
+            f"no row to train on: of {len(lengths)} rows {int((loss_lengths > 0).sum())} are accepted and have tokens, "
+            f"{overlong} of them are longer than training.sequence_length ({config.sequence_length}), "
+            f"{int(is_evaluation.sum())} are held back for evaluation"
+        )
+    return Corpus(tuple(groups), lengths, loss_lengths, is_training, is_evaluation, overlong)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileMeasures:
+    group_rows: list[int]
+    lengths: Int32s
+    loss_lengths: Int32s
+    hashes: npt.NDArray[np.uint32]
+
+
+def _measure_file(file: DataFile) -> _FileMeasures:
+    fs, path = open_filesystem(file.path)
+    if not fs.exists(path):
+        raise UserError(f"the data file {file.path!r} does not exist")
+    if file.sha256 is not None and (found := sha256_of(file.path)) != file.sha256:
+        raise UserError(f"the data file {file.path!r} has changed: sha256 {found}, expected {file.sha256}")
+    lengths, loss_lengths, hashes = [], [], []
+    with fs.open(path, "rb") as handle:
+        parquet = pq.ParquetFile(handle)
+        for batch in parquet.iter_batches(columns=["prompt_id", "status", *_TOKEN_COLUMNS]):
+            prompt, completion = (_list_lengths(batch.column(name)) for name in _TOKEN_COLUMNS)
+            is_accepted = pc.equal(batch.column("status"), str(RowStatus.ACCEPTED)).to_numpy(zero_copy_only=False)
+            # Nothing predicts the first token of a row, so without a prompt it bears no loss.
+            loss = np.where(is_accepted, completion - (prompt == 0), 0)
+            lengths.append(prompt + completion)
+            loss_lengths.append(np.maximum(loss, 0).astype(np.int32))
+            # The same prompt is always on the same side, in every run: no sample of it leaks into the evaluation.
+            ids = batch.column("prompt_id").to_pylist()
+            hashes.append(np.fromiter((zlib.crc32(i.encode()) for i in ids), np.uint32, len(ids)))
+        group_rows = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    if sum(group_rows) != file.num_rows:
+        raise UserError(f"the data file {file.path!r} has {sum(group_rows)} rows, expected {file.num_rows}")
+    empty = np.zeros(0, np.int32)
+    return _FileMeasures(
+        group_rows,
+        np.concatenate(lengths or [empty]),
+        np.concatenate(loss_lengths or [empty]),
+        np.concatenate(hashes or [np.zeros(0, np.uint32)]),
+    )
+
+
+def _list_lengths(column: pa.Array) -> Int32s:
+    lengths: Int32s = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int32)
+    return lengths
+
+
+def sha256_of(uri: str) -> str:
+    """Return the hex digest of a file's bytes."""
+    fs, path = open_filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as handle:
+        while chunk := handle.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The tokens of one row; the loss is on ``completion``."""
+
+    prompt: Int32s
+    completion: Int32s
+
+
+def fetch_rows(corpus: Corpus, rows: Int64s) -> dict[int, Row]:
+    """Return the rows with the given corpus numbers; only their row groups are read, one at a time."""
+    found: dict[int, Row] = {}
+    wanted = np.sort(rows)
+    firsts = np.array([group.first_row for group in corpus.groups])
+    owner = np.searchsorted(firsts, wanted, side="right") - 1
+    for group_number in np.unique(owner):
+        group = corpus.groups[group_number]
+        found.update(_read_group(group, wanted[owner == group_number]))
+    return found
+
+
+def _read_group(group: RowGroup, rows: Int64s) -> Iterator[tuple[int, Row]]:
+    fs, path = open_filesystem(group.path)
+    with fs.open(path, "rb") as handle:
+        table = pq.ParquetFile(handle).read_row_group(group.index, columns=_TOKEN_COLUMNS)
+    table = table.take(pa.array(rows - group.first_row)).combine_chunks()
+    prompts, completions = (_split_lists(table.column(name)) for name in _TOKEN_COLUMNS)
+    return ((int(row), Row(p, c)) for row, p, c in zip(rows, prompts, completions, strict=True))
+
+
+def _split_lists(column: pa.ChunkedArray) -> list[Int32s]:
+    lists = column.chunk(0)
+    values = lists.flatten().to_numpy()
+    ends = np.cumsum(_list_lengths(lists))
+    return np.split(values, ends[:-1])

@@ -1,0 +1,197 @@
+"""The training loop: one plain function over torch, the same in one process, under torchrun and under Ray Train.
+
+It resumes by itself from the newest checkpoint in the job's output directory, so running a job again is how to go on.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from configs.errors import UserError
+from training.batches import MicroBatch, iterate_steps
+from training.checkpoint import CheckpointStore, Progress
+from training.export import export_student
+from training.job import StepMetrics, TrainJob, TrainResult
+from training.metrics import MetricsFile, RateWindow, peak_memory_mib
+from training.output import claim_output_dir, write_result
+from training.parallel import World
+from training.plan import EpochPlan, plan_epoch
+from training.schedule import learning_rate
+from training.setup import Setup, prepare
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step to take: its number in the job and this rank's data; token counts are over all ranks."""
+
+    number: int
+    epoch: int
+    next_epoch: int
+    next_in_epoch: int
+    tokens: int
+    loss_tokens: int
+    micro_batches: list[MicroBatch]
+
+
+def train(job: TrainJob, on_step: Callable[[StepMetrics], None], world: World) -> TrainResult:
+    """Train, checkpoint and export the job's student; every rank calls it and gets the same result.
+
+    ``on_step`` is called on rank 0 with each line of metrics. A finished job returns at once, an interrupted one goes
+    on with the same losses. UserError for what the user can mend, a step whose gradient is not finite among it.
+    """
+    started = time.monotonic()
+    finished: TrainResult | None = None
+    with world.agreement():
+        if world.rank == 0:
+            finished = claim_output_dir(job)
+    finished = world.broadcast(finished)
+    if finished is not None:
+        return finished
+    setup = prepare(job, world)
+    checkpoints = CheckpointStore(job.output_dir, job.training.keep_checkpoints, world)
+    progress = checkpoints.load_newest(setup.student, setup.optimizer) or Progress()
+    log = None
+    if world.rank == 0:
+        log = MetricsFile(job.output_dir, progress.step)
+        logger.info("%s: at step %d of %d with %d workers", job.name, progress.step, setup.num_steps, world.size)
+
+    window = RateWindow()
+    for step in _iterate_steps_from(setup, progress, window):
+        loss_sum, grad_norm = _take_step(setup, step)
+        window.add(step.tokens, step.loss_tokens)
+        progress = replace(
+            progress,
+            step=step.number + 1,
+            epoch=step.next_epoch,
+            step_in_epoch=step.next_in_epoch,
+            loss_tokens=progress.loss_tokens + step.loss_tokens,
+        )
+        is_due = _due(setup, progress.step)
+        evaluation_loss = None
+        if setup.evaluation is not None and is_due(job.training.evaluate_every):
+            evaluation_loss = _evaluate(setup, setup.evaluation)
+            progress = replace(progress, evaluation_loss=evaluation_loss)
+        if is_due(job.training.log_every) or evaluation_loss is not None:
+            progress = replace(progress, loss=world.sum(loss_sum).item() / step.loss_tokens)
+            metrics = _describe(setup, step, progress, window, grad_norm, evaluation_loss)
+            if log is not None:
+                log.append(metrics)
+                on_step(metrics)
+        if is_due(job.training.checkpoint_every):
+            checkpoints.save(setup.student, setup.optimizer, progress)
+    return _finish(setup, progress, started)
+
+
+def _due(setup: Setup, done: int) -> Callable[[int], bool]:
+    """Return the test whether what happens every so many steps is due after ``done`` steps; all is due at the end."""
+    return lambda every: done == setup.num_steps or done % every == 0
+
+
+def _iterate_steps_from(setup: Setup, progress: Progress, window: RateWindow) -> Iterator[_Step]:
+    """Yield the steps left after ``progress``, epoch by epoch."""
+    config, number, epoch, first = setup.job.training, progress.step, progress.epoch, progress.step_in_epoch
+    while number < setup.num_steps:
+        plan = plan_epoch(setup.corpus, config, epoch) if epoch else setup.first_epoch
+        batches = iterate_steps(setup.corpus, plan, config, setup.world, setup.pad_id, first)
+        for in_epoch in range(first, min(plan.num_steps, first + setup.num_steps - number)):
+            with window.waiting():
+                micro_batches = next(batches)
+            is_last = in_epoch + 1 == plan.num_steps
+            yield _Step(
+                number=number,
+                epoch=epoch,
+                next_epoch=epoch + is_last,
+                next_in_epoch=0 if is_last else in_epoch + 1,
+                tokens=int(plan.step_tokens[in_epoch]),
+                loss_tokens=int(plan.step_loss_tokens[in_epoch]),
+                micro_batches=micro_batches,
+            )
+            number += 1
+        batches.close()
+        epoch, first = epoch + 1, 0
+
+
+def _take_step(setup: Setup, step: _Step) -> tuple[torch.Tensor, float]:
+    """Take one optimiser step; return this rank's summed loss and the global gradient norm before clipping."""
+    config, world, optimizer = setup.job.training, setup.world, setup.optimizer
+    # Dropout's randomness follows from the step, so a resumed run draws the same without any state to keep.
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step.number, world.rank]).generate_state(1)[0]))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step.number, setup.num_steps, config.optimizer)
+    loss_sum = torch.zeros((), device=world.device)
+    for micro_batch in step.micro_batches:
+        loss = setup.student(*micro_batch.to(world.device).tensors())
+        # FSDP2 averages gradients over the ranks; the loss is a mean over the tokens of all of them.
+        (loss * (world.size / step.loss_tokens)).backward()
+        loss_sum += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(setup.student.parameters(), config.optimizer.max_grad_norm)
+    grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    if not math.isfinite(grad_norm):
+        raise UserError(
+            f"the gradient of step {step.number + 1} is not finite ({grad_norm}); lower "
+            "training.optimizer.learning_rate or raise training.optimizer.warmup_ratio"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss_sum, grad_norm
+
+
+def _evaluate(setup: Setup, plan: EpochPlan) -> float:
+    """Return the mean loss of the held-back rows (nats)."""
+    total = torch.zeros((), device=setup.world.device)
+    setup.student.eval()
+    with torch.no_grad():
+        for step in iterate_steps(setup.corpus, plan, setup.job.training, setup.world, setup.pad_id):
+            for micro_batch in step:
+                total += setup.student(*micro_batch.to(setup.world.device).tensors())
+    setup.student.train()
+    return setup.world.sum(total).item() / int(plan.step_loss_tokens.sum())
+
+
+def _describe(
+    setup: Setup, step: _Step, progress: Progress, window: RateWindow, grad_norm: float, evaluation_loss: float | None
+) -> StepMetrics:
+    rates = window.close()
+    return StepMetrics(
+        step=progress.step,
+        num_steps=setup.num_steps,
+        epoch=step.epoch,
+        loss=progress.loss,
+        learning_rate=setup.optimizer.param_groups[0]["lr"],
+        grad_norm=grad_norm,
+        loss_tokens=progress.loss_tokens,
+        tokens_per_s=rates.tokens / rates.seconds,
+        loss_tokens_per_s=rates.loss_tokens / rates.seconds,
+        seconds=rates.seconds,
+        data_wait_s=rates.data_wait_s,
+        peak_memory_mib=peak_memory_mib(setup.world.device),
+        evaluation_loss=evaluation_loss,
+    )
+
+
+def _finish(setup: Setup, progress: Progress, started: float) -> TrainResult:
+    hf_dir = export_student(setup.student, setup.tokenizer, setup.job, setup.world)
+    result = TrainResult(
+        num_steps=progress.step,
+        loss_tokens=progress.loss_tokens,
+        final_loss=progress.loss,
+        evaluation_loss=progress.evaluation_loss,
+        rows=int(setup.corpus.is_training.sum()),
+        evaluation_rows=int(setup.corpus.is_evaluation.sum()),
+        overlong_dropped=setup.corpus.overlong_dropped,
+        packing_fill=setup.first_epoch.fill,
+        seconds=time.monotonic() - started,
+        hf_dir=hf_dir,
+    )
+    if setup.world.rank == 0:
+        write_result(setup.job, result)
+    setup.world.barrier()
+    return result

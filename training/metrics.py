@@ -1,0 +1,89 @@
+"""The lines of ``metrics.jsonl``: written by rank 0 as training goes, read by whoever follows it."""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from training import storage
+from training.job import StepMetrics
+
+
+class MetricsFile:
+    """``<output_dir>/metrics.jsonl`` with each step at most once, also after a resume.
+
+    On a local disk lines are appended; object stores cannot append, so there the file is replaced as a whole with
+    each line, which stays small: one line every ``log_every`` steps.
+    """
+
+    def __init__(self, output_dir: str, last_step: int) -> None:
+        """Open the file, dropping lines after ``last_step``, which will be taken again."""
+        self._uri = storage.join(output_dir, "metrics.jsonl")
+        self._lines = [line for line in storage.read_lines(self._uri) if json.loads(line)["step"] <= last_step]
+        storage.write_text(self._uri, "".join(line + "\n" for line in self._lines))
+
+    def append(self, metrics: StepMetrics) -> None:
+        """Add one line, visible to readers on return."""
+        line = json.dumps(asdict(metrics))
+        self._lines.append(line)
+        if not storage.append_line(self._uri, line):
+            storage.write_text(self._uri, "".join(line + "\n" for line in self._lines))
+
+
+def follow_metrics(output_dir: str, num_seen: int, on_metrics: Callable[[StepMetrics], None]) -> int:
+    """Hand the lines after the first ``num_seen`` to ``on_metrics``; return how many there are now."""
+    lines = storage.read_lines(storage.join(output_dir, "metrics.jsonl"))
+    for line in lines[num_seen:]:
+        on_metrics(StepMetrics(**json.loads(line)))
+    return len(lines)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory of this process: allocated on a GPU, resident on a CPU (MiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What happened between two lines of metrics, over all workers; waiting is this worker's."""
+
+    tokens: int
+    loss_tokens: int
+    seconds: float
+    data_wait_s: float
+
+
+class RateWindow:
+    """Counts tokens and time between two lines of metrics."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._started = time.monotonic()
+        self._tokens = self._loss_tokens = 0
+        self._data_wait_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block's time as waiting for rows."""
+        started = time.monotonic()
+        yield
+        self._data_wait_s += time.monotonic() - started
+
+    def add(self, tokens: int, loss_tokens: int) -> None:
+        """Count one step."""
+        self._tokens += tokens
+        self._loss_tokens += loss_tokens
+
+    def close(self) -> Rates:
+        """Return the counts since the last call and start anew."""
+        rates = Rates(self._tokens, self._loss_tokens, time.monotonic() - self._started, self._data_wait_s)
+        self._reset()
+        return rates

@@ -1,0 +1,71 @@
+"""Everything a training loop needs before its first step: rows, student, optimiser, number of steps."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from training.corpus import Corpus, load_corpus
+from training.job import TrainJob, Transfer
+from training.loss import StudentWithLoss
+from training.model import build_model, find_decoder_layers, load_tokenizer
+from training.parallel import World, shard_model
+from training.plan import EpochPlan, plan_epoch, plan_evaluation
+from training.schedule import build_optimizer
+from training.tokenise import tokenise_files
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A job made ready on one rank. ``first_epoch`` is the plan of epoch 0, ``evaluation`` that of held-back rows."""
+
+    job: TrainJob
+    world: World
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    first_epoch: EpochPlan
+    evaluation: EpochPlan | None
+    student: StudentWithLoss
+    optimizer: torch.optim.Optimizer
+    num_steps: int
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills sequences up; padding is a document of its own without loss, so any token would do."""
+        return self.tokenizer.pad_token_id or 0
+
+
+def prepare(job: TrainJob, world: World) -> Setup:
+    """Return the job's setup on this rank; every rank calls it. UserError for what the user can mend."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would fight with those of the workers
+    torch.set_num_threads(job.training.threads_per_worker)
+    with world.agreement():
+        tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)
+    files = tokenise_files(job, tokenizer, world) if job.transfer is Transfer.TEXT else job.files
+    corpus = load_corpus(files, job.training, world)
+    first_epoch = plan_epoch(corpus, job.training, 0)
+    with world.agreement():
+        model = build_model(job, tokenizer)
+    student = StudentWithLoss(model)
+    shard_model(student, find_decoder_layers(model), job.training, world)
+    student.train()
+    return Setup(
+        job=job,
+        world=world,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        first_epoch=first_epoch,
+        evaluation=plan_evaluation(corpus, job.training),
+        student=student,
+        optimizer=build_optimizer(student, job.training.optimizer),
+        num_steps=_count_steps(corpus, first_epoch, job),
+    )
+
+
+def _count_steps(corpus: Corpus, first_epoch: EpochPlan, job: TrainJob) -> int:
+    if job.training.max_steps is not None:
+        return job.training.max_steps
+    # Each epoch shuffles anew and so may pack into a few sequences more or less.
+    others = (plan_epoch(corpus, job.training, epoch) for epoch in range(1, job.training.epochs))
+    return first_epoch.num_steps + sum(plan.num_steps for plan in others)

@@ -1,0 +1,119 @@
+"""Files of a run on any fsspec URI: small JSON documents, whole directories, and their commits.
+
+Everything is written under another name and then committed. A local rename is atomic, and so is the upload of one
+object to an object store.
+"""
+
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of ``uri`` and the path on it."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return fs, path
+
+
+def join(uri: str, *names: str) -> str:
+    """Return ``uri`` extended by path components."""
+    return posixpath.join(uri.rstrip("/"), *names)
+
+
+def exists(uri: str) -> bool:
+    """Return whether there is a file or directory at ``uri``."""
+    fs, path = open_filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def write_text(uri: str, text: str) -> None:
+    """Replace the file at ``uri`` as a whole; a reader sees the old text or the new."""
+    fs, path = open_filesystem(uri)
+    fs.makedirs(posixpath.dirname(path), exist_ok=True)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, text.encode())
+        return
+    handle, partial = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".partial-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(partial, 0o644)  # mkstemp's 0600 would hide the run from its other readers
+    os.replace(partial, path)
+
+
+def read_json(uri: str) -> Any | None:
+    """Return the JSON document at ``uri``, or None when there is no such file."""
+    fs, path = open_filesystem(uri)
+    try:
+        return json.loads(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def read_lines(uri: str) -> list[str]:
+    """Return the complete lines of the file at ``uri``; none when it does not exist. A line cut off is left out."""
+    fs, path = open_filesystem(uri)
+    try:
+        text = fs.cat_file(path).decode()
+    except FileNotFoundError:
+        return []
+    return [str(line) for line in text.split("\n")[:-1]]
+
+
+def append_line(uri: str, line: str) -> bool:
+    """Append to the file at ``uri`` and return True; return False where the file system cannot append."""
+    fs, path = open_filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        return False
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    return True
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the sorted names in the directory ``uri``; none when it does not exist."""
+    fs, path = open_filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        return sorted(posixpath.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def remove_tree(uri: str) -> None:
+    """Remove the directory ``uri`` with all it holds; nothing happens when it does not exist."""
+    fs, path = open_filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+@contextmanager
+def replaced_directory(uri: str) -> Iterator[Path]:
+    """Yield an empty local directory whose content stands at ``uri`` when the block ends well.
+
+    Locally it is renamed into place; elsewhere it is uploaded, and the caller commits by a document written after.
+    """
+    fs, path = open_filesystem(uri)
+    is_local = isinstance(fs, LocalFileSystem)
+    parent = os.path.dirname(path) if is_local else None
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=parent, prefix=".partial-"))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        remove_tree(uri)
+        if is_local:
+            partial.rename(path)
+        else:
+            fs.put(f"{partial}/", f"{path}/", recursive=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""Text transfer: tokenises prompts and completions anew with the student's tokenizer, once, into Parquet of token ids.
+
+After that a text job is read like any other. Rank 0 writes, the others wait; a resumed job finds the file again.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from configs.errors import UserError
+from configs.table import TOKEN_IDS, RowStatus
+from training import storage
+from training.corpus import sha256_of
+from training.job import DataFile, TrainJob
+from training.parallel import World
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("prompt_token_ids", TOKEN_IDS),
+        pa.field("completion_token_ids", TOKEN_IDS),
+    ]
+)
+_BATCH_ROWS = 4096
+
+
+def tokenise_files(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: World) -> tuple[DataFile, ...]:
+    """Return the job's accepted rows as token-id files under ``<output_dir>/tokenised``, made unless they are there.
+
+    UserError when the prompts are chats and the tokenizer has no chat template.
+    """
+    directory = storage.join(job.output_dir, "tokenised")
+    manifest = storage.join(directory, "manifest.json")
+    with world.agreement():
+        if world.rank == 0 and storage.read_json(manifest) is None:
+            storage.write_text(manifest, json.dumps(_write_all(job, tokenizer, directory)))
+    world.barrier()
+    entries = storage.read_json(manifest)
+    assert entries is not None
+    return tuple(DataFile(storage.join(directory, e["name"]), e["num_rows"], e["sha256"]) for e in entries)
+
+
+def _write_all(job: TrainJob, tokenizer: PreTrainedTokenizerBase, directory: str) -> list[dict[str, Any]]:
+    with storage.replaced_directory(directory) as local:
+        entries = []
+        for number, file in enumerate(job.files):
+            if file.sha256 is not None and (found := sha256_of(file.path)) != file.sha256:
+                raise UserError(f"the data file {file.path!r} has changed: sha256 {found}, expected {file.sha256}")
+            target = local / f"part-{number:06d}.parquet"
+            num_rows = _tokenise_file(file, target, tokenizer, job.template_kwargs)
+            entries.append({"name": target.name, "num_rows": num_rows, "sha256": sha256_of(str(target))})
+    return entries
+
+
+def _tokenise_file(
+    file: DataFile, target: Any, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]
+) -> int:
+    num_rows = 0
+    fs, path = storage.open_filesystem(file.path)
+    if not fs.exists(path):
+        raise UserError(f"the data file {file.path!r} does not exist")
+    with fs.open(path, "rb") as handle, pq.ParquetWriter(target, _SCHEMA) as writer:
+        parquet = pq.ParquetFile(handle)
+        wanted = ["prompt_id", "status", "prompt", "completion", "finish_reason"]
+        columns = [name for name in wanted if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            rows = [row for row in batch.to_pylist() if row["status"] == RowStatus.ACCEPTED]
+            if rows:
+                writer.write_table(_tokenise_rows(rows, tokenizer, template_kwargs))
+            num_rows += len(rows)
+    return num_rows
+
+
+def _tokenise_rows(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]
+) -> pa.Table:
+    eos = tokenizer.eos_token_id
+    completions = tokenizer([row["completion"] or "" for row in rows], add_special_tokens=False)["input_ids"]
+    for row, ids in zip(rows, completions, strict=True):
+        # A completion that was cut off did not end: teaching an end there would teach to stop in mid-sentence.
+        if eos is not None and row.get("finish_reason") != "length" and ids[-1:] != [eos]:
+            ids.append(eos)
+    columns = {
+        "prompt_id": [row["prompt_id"] for row in rows],
+        "status": [row["status"] for row in rows],
+        "prompt_token_ids": [encode_prompt(row["prompt"], tokenizer, template_kwargs) for row in rows],
+        "completion_token_ids": completions,
+    }
+    return pa.Table.from_pydict(columns, schema=_SCHEMA)
+
+
+def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> list[int]:
+    """Return the token ids of a row's ``prompt``, a JSON string or a JSON list of messages.
+
+    Messages go through the chat template, up to where the assistant's answer begins.
+    """
+    content = json.loads(prompt)
+    if isinstance(content, str):
+        ids = tokenizer(content)["input_ids"]
+    elif tokenizer.chat_template is None:
+        raise UserError(
+            "the prompts are chats and the student's tokenizer has no chat template; give prompts as plain strings "
+            "or a student whose tokenizer has a chat template"
+        )
+    else:
+        ids = tokenizer.apply_chat_template(
+            content, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+        )
+    return list(ids)

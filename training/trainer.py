@@ -1,0 +1,205 @@
+"""Gives a training job to Ray Train: places the workers, follows their metrics, brings a user's mistake back.
+
+The only module of the package that imports Ray. Resume is the loop's own, so a restarted worker group simply calls
+`training.loop.train` again.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from configs.errors import DeadlineExceeded, UserError
+from training import storage
+from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
+from training.metrics import follow_metrics
+from training.output import load_result
+
+_FOLLOW_SECONDS = 0.5
+
+# Read by Ray Train when a run starts; it offers no other way to set them.
+_RAY_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # its 2 s would be the time until the end of a run is noticed
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a worker as in the driver
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # metrics.jsonl has them
+}
+# A process of its own, of seconds of imports, that a machine which is nobody's spot instance does without.
+_CPU_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray's trainer without its placement-group cleaner.
+
+    The cleaner is one more process that imports Ray Train for seconds, and it logs a warning a second on a cluster
+    without a dashboard. What it guards against, a controller that dies alone, ends here with the driver's own job.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
+def fit(
+    job: TrainJob,
+    *,
+    max_failures: int,
+    worker_start_deadline_s: float,
+    on_metrics: Callable[[StepMetrics], None] | None = None,
+) -> TrainResult:
+    """Run ``job`` on the connected Ray cluster and return its result; a finished job returns at once.
+
+    ``on_metrics`` is called in this process, on another thread, with each line of ``metrics.jsonl`` from the first
+    on. UserError of a worker is raised here with the same sentence and without retries; DeadlineExceeded when the
+    workers cannot be placed within ``worker_start_deadline_s``; Ray's TrainingFailedError after ``max_failures``
+    restarts.
+    """
+    report = None if on_metrics is None else lambda _, metrics: on_metrics(metrics)
+    return fit_jobs(
+        [job], max_failures=max_failures, worker_start_deadline_s=worker_start_deadline_s, on_metrics=report
+    )[0]
+
+
+def fit_jobs(
+    jobs: Sequence[TrainJob],
+    *,
+    max_failures: int,
+    worker_start_deadline_s: float,
+    on_metrics: Callable[[TrainJob, StepMetrics], None] | None = None,
+) -> list[TrainResult]:
+    """Run several jobs one after another in the same workers, which start once; otherwise as `fit`.
+
+    The jobs must agree on device, ``training.num_workers`` and ``training.threads_per_worker``.
+    """
+    jobs = [replace(job, output_dir=_absolute(job.output_dir)) for job in jobs]
+    if len({(job.device, job.training.num_workers, job.training.threads_per_worker) for job in jobs}) != 1:
+        raise ValueError("jobs that share workers must agree on device, num_workers and threads_per_worker")
+    finished = [load_result(job) for job in jobs]
+    if None not in finished:
+        return [result for result in finished if result is not None]
+    _check_placement(jobs[0], worker_start_deadline_s)
+    answer = _run_trainer(jobs, max_failures, on_metrics)
+    if "user_error" in answer:
+        raise UserError(answer["user_error"])
+    return [TrainResult.from_dict(result) for result in answer["results"]]
+
+
+def _run_trainer(
+    jobs: list[TrainJob], max_failures: int, on_metrics: Callable[[TrainJob, StepMetrics], None] | None
+) -> dict[str, Any]:
+    """Return what rank 0 answered."""
+    first = jobs[0]
+    is_gpu = first.device is JobDevice.GPU
+    ray_dir = storage.join(first.output_dir, "ray_train")
+    trainer = _Trainer(
+        _run_worker,
+        train_loop_config={"jobs": [job.to_json() for job in jobs]},
+        torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=first.training.num_workers, use_gpu=is_gpu, resources_per_worker=_bundle(first)
+        ),
+        run_config=RunConfig(
+            name=first.name,
+            storage_path=ray_dir,
+            failure_config=FailureConfig(max_failures=max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with (
+            _environment(_RAY_TRAIN_ENVIRONMENT | ({} if is_gpu else _CPU_ENVIRONMENT)),
+            _following(jobs, on_metrics),
+        ):
+            answer: dict[str, Any] = trainer.fit().return_value
+            return answer
+    finally:
+        # Ray Train's own bookkeeping, of no use once it ended: the loop's checkpoints are elsewhere.
+        storage.remove_tree(ray_dir)
+
+
+def _run_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Run the loop in a Ray Train worker; a UserError comes back as data, since raising would be retried."""
+    from training.loop import train  # loads transformers, which the driver does without
+    from training.parallel import joined_world
+
+    jobs = [TrainJob.from_json(text) for text in config["jobs"]]
+    try:
+        with joined_world(jobs[0].device) as world:
+            return {"results": [asdict(train(job, lambda _: None, world)) for job in jobs]}
+    except UserError as error:
+        return {"user_error": str(error)}
+
+
+def _bundle(job: TrainJob) -> dict[str, float]:
+    """Return the resources of one worker; its threads decide its CPUs."""
+    cpus = float(job.training.threads_per_worker)
+    return {"CPU": cpus} | ({"GPU": 1.0} if job.device is JobDevice.GPU else {})
+
+
+def _check_placement(job: TrainJob, deadline_s: float) -> None:
+    """Wait until the workers could be placed; Ray Train itself would wait for ever. An autoscaler sees the demand."""
+    bundle, num_workers = _bundle(job), job.training.num_workers
+    group = placement_group([bundle] * num_workers, strategy="PACK")
+    try:
+        is_placed = group.wait(deadline_s)
+    finally:
+        remove_placement_group(group)
+    if is_placed:
+        return
+    wanted = ", ".join(f"{amount * num_workers:g} {name}s" for name, amount in bundle.items())
+    free = ", ".join(f"{ray.available_resources().get(name, 0.0):g} {name}s" for name in bundle)
+    raise DeadlineExceeded(
+        f"training.num_workers={num_workers} wants {wanted} and after {deadline_s:g} s the cluster has {free} free; "
+        "lower training.num_workers, free what holds them, or raise deadlines.worker_start"
+    )
+
+
+@contextlib.contextmanager
+def _following(jobs: list[TrainJob], on_metrics: Callable[[TrainJob, StepMetrics], None] | None) -> Iterator[None]:
+    """Hand new lines of metrics to ``on_metrics`` while the block runs."""
+    if on_metrics is None:
+        yield
+        return
+    done = threading.Event()
+
+    def follow() -> None:
+        num_seen = [0] * len(jobs)
+        is_last = False
+        while not is_last:
+            is_last = done.wait(_FOLLOW_SECONDS)
+            for i, job in enumerate(jobs):
+                num_seen[i] = follow_metrics(job.output_dir, num_seen[i], partial(on_metrics, job))
+
+    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    previous = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in previous.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)
