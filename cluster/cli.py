@@ -3,15 +3,15 @@
 Heavy packages are imported by what needs them: ``--help`` answers at once.
 """
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from cluster.signals import interrupt_on_sigterm
 from configs.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app = App(
     help="Distil a large teacher LLM into a small student: one recipe, one command, one Ray cluster.",
     version_flags=["--version"],
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # run_command says what an interrupted run means
 )
 
 
@@ -187,7 +188,7 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit status; prints one sentence for what a user can mend."""
     _check_root()
-    _end_like_ctrl_c()
+    interrupt_on_sigterm()
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else 0
@@ -249,15 +250,6 @@ def _one_line(error: BaseException) -> str:
         return type(error).__name__
     # A Ray error is a traceback in text; what went wrong is its last line.
     return lines[-1] if lines[0].startswith(("ray::", "\x1b[36mray::")) else " ".join(lines)
-
-
-def _end_like_ctrl_c() -> None:
-    """A job that is stopped gets SIGTERM: leave as with Ctrl-C, with everything ended and the run resumable."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _check_root() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from typing import Any
 import psutil
 
 from cluster.run_dir import PROJECT_ROOT, RunDir
+from cluster.signals import interrupt_on_sigterm
 from configs.errors import DeadlineExceeded, UserError
 from configs.schema import ClusterConfig, DeadlinesConfig, Device
 
 LOOPBACK = "127.0.0.1"
 TEMP_PREFIX = "stillhouse-ray-"  # short, as Ray keeps Unix sockets below it and their paths end at 107 characters
+SESSION_VARIABLE = "STILLHOUSE_SESSION"
 # What the cluster needs of the project; a job's package stays far below Ray's limit without the rest.
 WORKING_DIR_EXCLUDES = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__", ".*cache"]
 
@@ -52,8 +55,29 @@ class Session:
 def ray_session(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir) -> Iterator[Session]:
     """Start or join a cluster; always leaves it, and ends an embedded one with all its processes."""
     address = config.address or os.environ.get("RAY_ADDRESS")
-    with _joined(address) if address else _embedded(config, deadlines, run_dir) as session:
+    with _stderr_apart(run_dir), _joined(address) if address else _embedded(config, deadlines, run_dir) as session:
         yield session
+
+
+@contextmanager
+def _stderr_apart(run_dir: RunDir) -> Iterator[None]:
+    """Keep what Ray's C++ parts write to descriptor 2 out of the display, in ``logs/ray-driver.log`` of a local run."""
+    logs = Path(str(run_dir.root)) / "logs"
+    if not isinstance(run_dir.root, Path):
+        yield
+        return
+    logs.mkdir(parents=True, exist_ok=True)
+    python_stderr, terminal = sys.stderr, os.dup(2)
+    sys.stderr.flush()
+    with open(logs / "ray-driver.log", "a") as log, os.fdopen(terminal, "w", buffering=1) as stream:
+        os.dup2(log.fileno(), 2)
+        sys.stderr = stream
+        try:
+            yield
+        finally:
+            stream.flush()
+            os.dup2(stream.fileno(), 2)
+            sys.stderr = python_stderr
 
 
 @contextmanager
@@ -79,7 +103,7 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
     _remove_leftovers()
     temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=_short_temp_root()))
     (temp_dir / "owner.json").write_text(json.dumps({"pid": os.getpid(), "started": _started_at(os.getpid())}))
-    environment = _environment()
+    environment = {**_environment(), SESSION_VARIABLE: str(temp_dir)}
     saved = {key: os.environ.get(key) for key in environment}
     os.environ.update(environment)
     import ray  # after the environment: Ray reads some of it at import
@@ -96,6 +120,7 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
             _temp_dir=str(temp_dir),
             _node_ip_address=LOOPBACK,
         )
+        interrupt_on_sigterm()  # Ray has put its own handler, which prints a stack and exits at once
         yield Session(embedded=True)
     except BaseException:
         _keep_logs(temp_dir, run_dir)
@@ -140,9 +165,18 @@ def _remove_leftovers() -> None:
     for directory in Path(_short_temp_root()).glob(f"{TEMP_PREFIX}*"):
         with suppress(OSError, ValueError, KeyError):
             owner = json.loads((directory / "owner.json").read_text())
-            alive = psutil.pid_exists(owner["pid"]) and _started_at(owner["pid"]) == owner["started"]
-            if not alive:
-                shutil.rmtree(directory, ignore_errors=True)
+            if psutil.pid_exists(owner["pid"]) and _started_at(owner["pid"]) == owner["started"]:
+                continue
+            _kill_session(str(directory))
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _kill_session(temp_dir: str) -> None:
+    """End processes of a killed command that have outlived it; they carry its session in their environment."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(SESSION_VARIABLE) == temp_dir:
+                process.kill()
 
 
 def _children() -> set[psutil.Process]:
@@ -164,9 +198,9 @@ def _end_children(before: set[psutil.Process], deadline_s: float) -> None:
 
 def _keep_logs(temp_dir: Path, run_dir: RunDir) -> None:
     """Copy Ray's logs into a local run directory: they say why, and the temporary directory goes away."""
-    target = Path(str(run_dir.root)) / "logs" / time.strftime("ray-%Y%m%d-%H%M%S")
     if not isinstance(run_dir.root, Path):
         return
+    target = Path(str(run_dir.root)) / "logs" / time.strftime("ray-%Y%m%d-%H%M%S")
     with suppress(OSError):
         shutil.copytree(temp_dir / "session_latest" / "logs", target, dirs_exist_ok=True)
 

@@ -20,7 +20,7 @@ def stream_shards(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[di
     context.max_errored_blocks = 0  # a block that fails is a fault of the run, never a silent loss
     # A client retries transient errors itself; what it raises would fail again.
     context.actor_task_retry_on_errors = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
     clients = min(spec.generation.clients, len(tasks))
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         ShardClient,

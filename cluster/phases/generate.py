@@ -93,10 +93,10 @@ def start_service(ctx: RunContext, *, http_port: int | None = None) -> dict[str,
 
     Returns the engine's resolved configuration; None for the OpenAI-compatible endpoint at ``http_port``.
     """
+    session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
     from ray import serve
 
-    config = ctx.config
-    device = ctx.session.device(config.teacher.engine.device, config.teacher.accelerator_type)
+    device = session.device(config.teacher.engine.device, config.teacher.accelerator_type)
     ctx.progress.update(detail="loading Ray Serve")
     from services import deployment  # imports vLLM
 

@@ -73,5 +73,5 @@ def test_fit_mistake_in_a_worker_comes_back_with_its_sentence_and_without_retrie
 
 def test_fit_more_workers_than_the_cluster_holds_gives_up_at_the_deadline(tmp_path: Path) -> None:
     job = make_job(tmp_path, num_workers=3)
-    with pytest.raises(DeadlineExceeded, match="num_workers=3 wants 3 CPUs and after 2 s the cluster has 2 free"):
+    with pytest.raises(DeadlineExceeded, match="num_workers=3 wants 3 CPUs and after 2 s the cluster has 2 CPUs free"):
         fit(job, max_failures=0, worker_start_deadline_s=2)

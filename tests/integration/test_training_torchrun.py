@@ -9,7 +9,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.unit.training.tiny import LLAMA, make_job
-from training.job import TrainJob
+from training.job import JobDevice, TrainJob
+from training.loop import train
+from training.parallel import joined_world
 
 pytestmark = pytest.mark.integration
 
@@ -19,13 +21,19 @@ WIDE = {"model_type": "llama", "arguments": {**LLAMA, "hidden_size": 320, "inter
 TIED = {"model_type": "llama", "arguments": {**LLAMA, "tie_word_embeddings": True}}
 
 
-def start(job: TrainJob, path: Path, num_ranks: int) -> subprocess.CompletedProcess[str]:
+def start_two_ranks(job: TrainJob, path: Path) -> subprocess.CompletedProcess[str]:
     path.write_text(job.to_json())
-    launcher = [sys.executable]
-    if num_ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [*launcher, "-m", "training", str(path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "training", str(path)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_alone(job: TrainJob) -> list[int]:
+    """Run the job in this process and return the steps it took."""
+    steps: list[int] = []
+    with joined_world(JobDevice.CPU) as world:
+        train(job, lambda metrics: steps.append(metrics.step), world)
+    return steps
 
 
 def losses_of(job: TrainJob) -> list[float]:
@@ -51,15 +59,14 @@ def test_train_two_ranks_and_resumed_by_one_has_the_losses_of_one_process(
     settings: dict[str, object] = {"init": init, "batch_sequences": 9, "keep_checkpoints": 9}
     alone = make_job(tmp_path / "alone", **settings)
     shared = make_job(tmp_path / "shared", **settings)
-    assert start(alone, tmp_path / "alone.json", 1).returncode == 0
-    finished = start(shared, tmp_path / "shared.json", 2)
+    run_alone(alone)
+    finished = start_two_ranks(shared, tmp_path / "shared.json")
     assert finished.returncode == 0, finished.stderr
     assert losses_of(shared) == pytest.approx(losses_of(alone), abs=1e-4)
     together = losses_of(shared)
 
     make_unfinished(shared, last_step=5)
-    resumed = start(shared, tmp_path / "shared.json", 1)
-    assert "at step 5 of 12 with 1 workers" in resumed.stderr
+    assert run_alone(shared)[0] == 6
     assert losses_of(shared) == pytest.approx(together, abs=1e-5)
     model = AutoModelForCausalLM.from_pretrained(Path(shared.output_dir, "hf"))
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -67,10 +74,10 @@ def test_train_two_ranks_and_resumed_by_one_has_the_losses_of_one_process(
 
 def test_train_one_process_resumed_by_two_ranks_keeps_the_losses(tmp_path: Path) -> None:
     job = make_job(tmp_path, keep_checkpoints=9)
-    assert start(job, tmp_path / "job.json", 1).returncode == 0
+    run_alone(job)
     alone = losses_of(job)
     make_unfinished(job, last_step=10)
-    resumed = start(job, tmp_path / "job.json", 2)
+    resumed = start_two_ranks(job, tmp_path / "job.json")
     assert "at step 10 of 12 with 2 workers" in resumed.stderr
     assert losses_of(job) == pytest.approx(alone, abs=1e-5)
 
@@ -78,6 +85,6 @@ def test_train_one_process_resumed_by_two_ranks_keeps_the_losses(tmp_path: Path)
 def test_train_mistake_seen_by_one_rank_ends_all_with_its_sentence(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     Path(job.files[1].path).unlink()  # the second file is read by the second rank
-    ended = start(job, tmp_path / "job.json", 2)
+    ended = start_two_ranks(job, tmp_path / "job.json")
     assert ended.returncode != 0
     assert f"error: the data file {job.files[1].path!r} does not exist" in ended.stderr
