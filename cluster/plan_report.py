@@ -3,8 +3,10 @@
 import hashlib
 
 from cluster.models import made_teacher_dir
+from cluster.phases.plan import held_out_prompts
 from cluster.preflight import check_sources
 from cluster.run_dir import RunDir
+from configs.errors import UserError
 from configs.schema import RunConfig
 from services.prompts import read_prompts
 
@@ -23,6 +25,10 @@ def print_plan(config: RunConfig) -> None:
         rows += 1
         if len(seen) < IDS_COUNTED:
             seen.add(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8])
+    if rows == 0:
+        raise UserError("prompts: the source has no prompts; it must have at least one row")
+    if config.evaluation is not None:
+        held_out = sum(1 for _ in held_out_prompts(config.evaluation, config.prompts))
     prompts = rows if rows > IDS_COUNTED else len(seen)
     samples = prompts * config.sampling.n
     shards = -(-samples // max(1, config.generation.shard_rows))
@@ -32,13 +38,14 @@ def print_plan(config: RunConfig) -> None:
         f"teacher   {_teacher(config, run_dir)}",
         f"prompts   {prompts:,} ({rows - prompts:,} duplicates) x {config.sampling.n} samples = {samples:,} rows "
         f"in {shards:,} shards",
+        f"held out  {f'{held_out:,} problems' if config.evaluation else 'none, so answers are not measured'}",
         f"tokens    at most {samples * config.sampling.max_tokens:,} by the teacher "
         f"(sampling.max_tokens={config.sampling.max_tokens})",
         f"replicas  {config.teacher.min_replicas} to {config.teacher.max_replicas}, tensor parallel "
         f"{config.teacher.engine.tensor_parallel_size}, {config.teacher.accelerator_type or 'no GPU type asked for'}",
-        f"student   {config.student.model or config.student.init}",
+        f"student   {_student(config)}",
         f"training  {training.num_workers} workers, {training.batch_sequences * training.sequence_length:,} tokens a "
-        f"step, {training.max_steps or f'{training.epochs} epochs of'} steps",
+        f"step, {f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
     ]
     print("\n".join(lines))
 
@@ -48,3 +55,10 @@ def _teacher(config: RunConfig, run_dir: RunDir) -> str:
         return f"{config.teacher.model} at {config.teacher.revision or 'its newest revision'}"
     made = (made_teacher_dir(config.teacher.make, run_dir) / "training" / "result.json").exists()
     return "home-made, in the cache already" if made else "home-made, to be trained first"
+
+
+def _student(config: RunConfig) -> str:
+    if config.student.init is None:
+        return f"{config.student.model} at {config.student.revision or 'its newest revision'}"
+    arguments = ", ".join(f"{key} {value}" for key, value in config.student.init.arguments.items())
+    return f"{config.student.init.model_type} from random weights ({arguments})"

@@ -24,6 +24,7 @@ class ProgressState:
     phase: str = "starting"
     detail: str = ""
     unit: str = ""
+    label: str = ""
     done: int = 0
     total: int = 0
     phase_started: float = field(default_factory=time.time)
@@ -75,13 +76,14 @@ class Progress:
         self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
 
     @property
-    def counting(self) -> bool:
-        """Whether the phase under way knows its total."""
-        return self._state.total > 0
+    def label(self) -> str:
+        """What the phase under way is counting, as `expect` was told."""
+        return self._state.label
 
-    def expect(self, total: int, unit: str, done: int = 0) -> None:
+    def expect(self, total: int, unit: str, done: int = 0, label: str = "") -> None:
         """Start counting towards ``total``."""
         state = self._state
+        state.label = label
         state.total, state.unit, state.done, state.done_at_start = total, unit, done, done
         state.phase_started = time.time()
 

@@ -6,6 +6,7 @@ Every number is one that a phase recorded; the report measures nothing of its ow
 from typing import Any
 
 from deltalake import DeltaTable
+from upath import UPath
 
 from cluster.context import RunContext
 from cluster.phases.train import student_job
@@ -13,7 +14,7 @@ from cluster.run_dir import RunDir
 from configs.errors import UserError
 
 SCHEMA_VERSION = 1
-PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "train_control", "evaluate", "export")
+PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "evaluate", "export")
 
 
 def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
             raise UserError(f"{run_dir.root} has no report yet: phase {phase} is not done; run the same command again")
     seconds = {phase: record["seconds"] for phase, record in records.items() if record is not None}
     evaluation = records["evaluate"] or {}
-    train = records["train"] or {}
+    train = (records["train"] or {})["student"]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -50,7 +51,7 @@ def write_report(ctx: RunContext) -> dict[str, Any]:
     report = build_report(ctx.run_dir, ctx.config.name)
     if ctx.run_dir.read_json("report.json") == report and ctx.run_dir.read_text("report.html") is not None:
         return report
-    metrics = (ctx.run_dir.root / student_job(ctx).output_dir / "metrics.jsonl").read_text()
+    metrics = UPath(student_job(ctx).output_dir, "metrics.jsonl").read_text()
     page = render_page(report, metrics, completion_lengths(ctx.run_dir))
     ctx.run_dir.write_text("report.html", page)
     ctx.run_dir.write_json("report.json", report)

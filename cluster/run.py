@@ -11,13 +11,13 @@ from cluster.phases.hand_over import hand_over
 from cluster.phases.make_teacher import make_teacher
 from cluster.phases.plan import plan
 from cluster.phases.seal import seal_dataset
-from cluster.phases.train import train_control, train_student
+from cluster.phases.train import train
 
 Phase = Callable[[RunContext], Any]
 
 PLAN: tuple[Phase, ...] = (plan,)
 GENERATE: tuple[Phase, ...] = (make_teacher, plan, generate, seal_dataset, hand_over)
-TRAIN: tuple[Phase, ...] = (train_student, train_control)
+TRAIN: tuple[Phase, ...] = (train,)
 EVALUATE: tuple[Phase, ...] = (evaluate,)
 EXPORT: tuple[Phase, ...] = (export,)
 RUN: tuple[Phase, ...] = GENERATE + TRAIN + EVALUATE + EXPORT

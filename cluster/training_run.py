@@ -1,4 +1,4 @@
-"""Runs a training job on the session's cluster and shows its metrics as progress."""
+"""Runs training jobs on the session's cluster and shows their metrics as progress."""
 
 from dataclasses import replace
 
@@ -8,16 +8,17 @@ from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.output import load_result
 
 
-def run_training(ctx: RunContext, job: TrainJob, device: Device) -> TrainResult:
-    """Train, or return at once when this very job is done."""
-    if (finished := load_result(job)) is not None:
+def run_training(ctx: RunContext, jobs: list[TrainJob], device: Device) -> list[TrainResult]:
+    """Train one after another in the same workers; jobs that are done already are not done again."""
+    finished = [result for job in jobs if (result := load_result(job)) is not None]
+    if len(finished) == len(jobs):
         return finished
-    resolved = ctx.session.device(device)
-    job = replace(job, device=JobDevice(resolved.value))
+    resolved = JobDevice(ctx.session.device(device).value)
+    jobs = [replace(job, device=resolved) for job in jobs]
 
-    def show(metrics: StepMetrics) -> None:
-        if not ctx.progress.counting:
-            ctx.progress.expect(metrics.num_steps, "steps", metrics.step)
+    def show(job: TrainJob, metrics: StepMetrics) -> None:
+        if ctx.progress.label != job.name:
+            ctx.progress.expect(metrics.num_steps, f"steps of {job.name}", metrics.step, label=job.name)
         ctx.progress.update(
             done=metrics.step,
             loss=metrics.loss,
@@ -25,17 +26,18 @@ def run_training(ctx: RunContext, job: TrainJob, device: Device) -> TrainResult:
             learning_rate=metrics.learning_rate,
         )
 
-    from training.trainer import fit  # imports Ray Train, which a finished job does without
+    from training.trainer import fit_jobs  # imports Ray Train, which a finished job does without
 
-    result = fit(
-        job,
-        max_failures=job.training.max_failures,
+    results = fit_jobs(
+        jobs,
+        max_failures=jobs[0].training.max_failures,
         worker_start_deadline_s=ctx.config.deadlines.worker_start,
         on_metrics=show,
     )
-    if result.overlong_dropped:
-        ctx.progress.say(
-            f"{job.name}: {result.overlong_dropped:,} rows are longer than training.sequence_length "
-            f"({job.training.sequence_length}) and were left out"
-        )
-    return result
+    for job, result in zip(jobs, results, strict=True):
+        if result.overlong_dropped:
+            ctx.progress.say(
+                f"{job.name}: {result.overlong_dropped:,} rows are longer than training.sequence_length "
+                f"({job.training.sequence_length}) and were left out"
+            )
+    return results

@@ -68,7 +68,7 @@ def _leaves(section: BaseModel, prefix: str) -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for name in type(section).model_fields:
         key, value = prefix + name, getattr(section, name)
-        if key in OPERATIONAL_KEYS:
+        if key.removeprefix("teacher.make.") in OPERATIONAL_KEYS:
             continue
         if isinstance(value, BaseModel):
             leaves += _leaves(value, f"{key}.")

@@ -249,6 +249,8 @@ class PromptsConfig(Section):
     """Draw worked-addition problems instead of reading a source."""
     split: str = "train"
     """Split of a Hub data set."""
+    subset: str | None = None
+    """Configuration of a Hub data set that has several, such as ``main``."""
     prompt_column: str = "prompt"
     """Column with a plain prompt."""
     messages_column: str = "messages"
@@ -283,7 +285,8 @@ class SamplingConfig(Section):
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
     seed: int = 0
-    """Each sample's seed is a hash of this seed, the prompt id and the sample index."""
+    """A prompt's first sample is drawn with a hash of this seed and the prompt id, its following ones with the next
+    integers, so a row is the same whoever makes it."""
     truncation: TruncationPolicy = TruncationPolicy.REJECT
     """What becomes of a completion that reached ``max_tokens``; ``retry_once`` asks for ``retry_max_tokens``."""
     retry_max_tokens: PositiveInt | None = None
@@ -306,12 +309,13 @@ class GenerationConfig(Section):
     """Rows of one shard, the unit of work and of commit (rows)."""
     clients: PositiveInt = 1
     """Ray Data actors that feed the teacher."""
-    window_rows: PositiveInt = 320
-    """Rows one client keeps in flight, a little above ``engine.max_num_seqs`` times the replicas it feeds (rows)."""
+    window_rows: PositiveInt | None = None
+    """Rows one client keeps in flight; unset takes a quarter more than all replicas decode at a time, shared among
+    the clients (rows)."""
     rows_per_call: PositiveInt = 32
     """Rows of one call to a replica (rows)."""
     max_attempts: PositiveInt = 4
-    """Tries of one row before a transient error becomes a failed row."""
+    """Replies of one call that may be late (``deadlines.request``) before its rows fail."""
 
 
 class StudentConfig(Section):
@@ -344,7 +348,7 @@ class EvaluationConfig(Section):
     """Held-out problems that teacher and student are measured on."""
 
     source: str | None = None
-    """Problems in the form of ``prompts.source``, each with an ``answer``."""
+    """Problems in the form of ``prompts.source``, with the same columns, each with an answer."""
     addition: AdditionConfig | None = None
     """Draw held-out addition problems instead; they occur in no training prompt."""
     verifier: VerifierName = VerifierName.EXACT_ANSWER
@@ -375,8 +379,6 @@ class ClusterConfig(Section):
 class DeadlinesConfig(Section):
     """How long each wait may take; each says what it waited for when it gives up (seconds)."""
 
-    cluster_start: PositiveFloat = 60.0
-    """Until the cluster answers."""
     replica_start: PositiveFloat = 1800.0
     """Until the first teacher replica is ready: download, weights, warm-up."""
     request: PositiveFloat = 600.0
@@ -425,6 +427,8 @@ class RunConfig(Section):
     def _check(self) -> Self:
         if self.student.control and self.acceptance.verifier is VerifierName.NONE:
             raise ValueError("student.control needs acceptance.verifier, which tells the final answer of a completion")
+        if self.student.control and self.training.max_steps is None:
+            raise ValueError("student.control needs training.max_steps, the budget that both students are given")
         limit = self.teacher.engine.max_model_len
         if limit is not None and self.sampling.max_tokens >= limit:
             raise ValueError(

@@ -5,6 +5,7 @@ window of calls, so a shard's last rows never leave the teacher idle. One shard 
 """
 
 import asyncio
+import hashlib
 import json
 import threading
 from collections import Counter
@@ -58,8 +59,10 @@ class ClientSpec:
     chat_template_kwargs: dict[str, Any]
     trust_remote_code: bool
     generation: GenerationConfig
+    window_rows: int
     request_deadline_s: float
     shard_deadline_s: float
+    commit_deadline_s: float
 
 
 class ShardClient:
@@ -78,7 +81,7 @@ class ShardClient:
         generation = spec.generation
         self._requester = Requester(
             handle.generate,
-            window_calls=max(1, generation.window_rows // generation.rows_per_call),
+            window_calls=max(1, spec.window_rows // generation.rows_per_call),
             deadline_s=spec.request_deadline_s,
             max_attempts=generation.max_attempts,
         )
@@ -96,7 +99,7 @@ class ShardClient:
         work = asyncio.run_coroutine_threadsafe(self._complete_shard(job, prompts), self._loop)
         rows = work.result(timeout=self._spec.shard_deadline_s)
         action = write_file(job.completions_uri, rows_to_table(rows), shard, job.footer)
-        if not commit(job.completions_uri, COMPLETIONS_SCHEMA, [action], app_id):
+        if not commit(job.completions_uri, COMPLETIONS_SCHEMA, [action], app_id, self._spec.commit_deadline_s):
             return None
         counts = Counter(row.status for row in rows)
         tokens = sum(row.num_completion_tokens for row in rows)
@@ -156,7 +159,8 @@ class ShardClient:
 
 
 def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateRequest:
-    """The engine request of a prompt. Sample 0's seed is 31 bits of the prompt's id, shifted by the run's seed."""
+    """The engine request of a prompt; its seed (31 bits) is a hash of the run's seed and the prompt's id."""
+    digest = hashlib.sha256(f"{sampling.seed}:{prompt.prompt_id}".encode()).digest()
     return GenerateRequest(
         request_id=prompt.prompt_id,
         prompt_token_ids=prompt.token_ids,
@@ -166,5 +170,5 @@ def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateReque
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         stop=sampling.stop,
-        seed=(int(prompt.prompt_id[:16], 16) + sampling.seed) % 2**31,
+        seed=int.from_bytes(digest[:4]) % 2**31,
     )

@@ -16,7 +16,6 @@ from services.teacher import TeacherServer
 
 DRAIN_S = 600.0  # a replica that is scaled away may finish what it writes; Serve's default of 20 s would kill it
 MAX_ONGOING_CALLS = 64  # calls of many rows each; the clients' windows are what limits rows
-TARGET_ONGOING_CALLS = 16  # more calls than this per replica mean that work is waiting: scale up
 CONSTRUCTOR_TRIES = 2  # a model that could not be loaded twice will not load the twentieth time
 CPU_BATCHED_TOKENS = 4096  # prompt tokens of one engine step, the default of `vllm.LLM`
 POLL_S = 0.25
@@ -30,7 +29,7 @@ def engine_kind(engine: EngineConfig, device: Device) -> EngineKind:
 
 
 def build_llm_config(
-    teacher: TeacherConfig, model: str, served_name: str, device: Device, kind: EngineKind
+    teacher: TeacherConfig, model: str, served_name: str, device: Device, kind: EngineKind, rows_per_call: int
 ) -> LLMConfig:
     """Translate the recipe's teacher section into `ray.serve.llm`'s configuration."""
     in_process = kind is EngineKind.IN_PROCESS
@@ -49,7 +48,7 @@ def build_llm_config(
             "health_check_period_s": 5,
             "ray_actor_options": {"num_cpus": 1 if on_gpu else teacher.engine.threads},
             "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
-            **_replicas(teacher),
+            **_replicas(teacher, rows_per_call),
         },
         runtime_env={"env_vars": _environment(teacher.engine, in_process, on_gpu)},
         log_engine_metrics=not in_process,
@@ -134,14 +133,15 @@ def _environment(engine: EngineConfig, in_process: bool, on_gpu: bool) -> dict[s
     }
 
 
-def _replicas(teacher: TeacherConfig) -> dict[str, Any]:
+def _replicas(teacher: TeacherConfig, rows_per_call: int) -> dict[str, Any]:
     if teacher.min_replicas == teacher.max_replicas:
         return {"num_replicas": teacher.min_replicas}
     return {
         "autoscaling_config": {
             "min_replicas": teacher.min_replicas,
             "max_replicas": teacher.max_replicas,
-            "target_ongoing_requests": TARGET_ONGOING_CALLS,
+            # As many calls as the engine decodes at a time: more of them mean that work is waiting.
+            "target_ongoing_requests": max(1, teacher.engine.max_num_seqs // rows_per_call),
         }
     }
 

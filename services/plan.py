@@ -34,7 +34,9 @@ class Plan:
     duplicates: int = 0
 
 
-def extend_plan(uri: str, prompts: Iterable[Prompt], *, samples_per_prompt: int, shard_rows: int) -> Plan:
+def extend_plan(
+    uri: str, prompts: Iterable[Prompt], *, samples_per_prompt: int, shard_rows: int, commit_deadline_s: float
+) -> Plan:
     """Plan every prompt that is not planned yet, in one transaction.
 
     Raises:
@@ -49,7 +51,7 @@ def extend_plan(uri: str, prompts: Iterable[Prompt], *, samples_per_prompt: int,
         fresh = _take_new(prompts, known, counts)
         for shard, members in enumerate(_in_groups(fresh, prompts_per_shard), start=first_shard):
             actions.append(write_file(uri, _to_table(members, shard), shard, {}))
-    if actions and not commit(uri, PROMPTS_SCHEMA, actions, f"plan-{version}"):
+    if actions and not commit(uri, PROMPTS_SCHEMA, actions, f"plan-{version}", commit_deadline_s):
         raise UserError(f"another process planned the same run at the same time ({uri}); run the command again")
     if counts.seen == 0:
         raise UserError("prompts: the source has no prompts; it must have at least one row")

@@ -51,7 +51,7 @@ def read_prompts(config: PromptsConfig) -> Iterator[Prompt]:
         prompts: Iterable[Prompt] = read_addition(config.addition, held_out=False)
     else:
         assert config.source is not None
-        prompts = (_to_prompt(row, config) for row in _read_rows(config.source, config.split))
+        prompts = (_to_prompt(row, config) for row in _read_rows(config.source, config))
     return islice(prompts, config.limit)
 
 
@@ -97,9 +97,9 @@ def _shape_error(value: dict[str, Any], config: PromptsConfig) -> str | None:
     return None
 
 
-def _read_rows(source: str, split: str) -> Iterator[_Row]:
+def _read_rows(source: str, config: PromptsConfig) -> Iterator[_Row]:
     if source.startswith(HUB_PREFIX):
-        yield from _read_hub(source.removeprefix(HUB_PREFIX), split)
+        yield from _read_hub(source.removeprefix(HUB_PREFIX), config.subset, config.split)
         return
     for path in _list_files(source):
         yield from _read_parquet(path) if path.endswith(".parquet") else _read_jsonl(path)
@@ -152,11 +152,11 @@ def _read_parquet(path: str) -> Iterator[_Row]:
                 number += 1
 
 
-def _read_hub(name: str, split: str) -> Iterator[_Row]:
+def _read_hub(name: str, subset: str | None, split: str) -> Iterator[_Row]:
     from datasets import load_dataset  # costs a second, and only Hub data sets need it
 
     try:
-        rows = load_dataset(name, split=split, streaming=True)
+        rows = load_dataset(name, subset, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise UserError(f"prompts.source: the Hub data set {name} (split {split}) cannot be read: {error}") from error
     for number, value in enumerate(rows):

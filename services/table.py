@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import fsspec
 import pyarrow as pa
@@ -18,7 +19,9 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-COMMIT_TRIES = 8  # conflicts with other shards are resolved by delta-rs; this many refusals in a row are a fault
+from configs.errors import DeadlineExceeded
+
+LONGEST_PAUSE_S = 2.0
 COMPRESSION = "zstd"
 
 
@@ -62,26 +65,32 @@ def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str]) -> 
     return AddAction(name, filesystem.size(stored), {}, int(time.time() * 1000), True, json.dumps(statistics))
 
 
-def commit(uri: str, schema: pa.Schema, actions: list[AddAction], app_id: str) -> bool:
-    """Add the files in one transaction. Returns False when the transaction was there already: then nothing changed.
+def commit(uri: str, schema: pa.Schema, actions: list[AddAction], app_id: str, deadline_s: float) -> bool:
+    """Add the files in one transaction. Returns False when another attempt's transaction is there: nothing changed.
 
     A refusal or a lost acknowledgement is resolved by reading the log back.
+
+    Raises:
+        DeadlineExceeded: the store has refused for ``deadline_s`` seconds; carries its last refusal.
     """
+    give_up_at = time.monotonic() + deadline_s
     changes: list[AddAction | RemoveAction] = [*actions]
     properties = CommitProperties(app_transactions=[Transaction(app_id=app_id, version=1)])
-    for attempt in range(COMMIT_TRIES):
-        table = DeltaTable(uri)
-        if is_committed(table, app_id):
-            return attempt > 0 and _has_files(table, actions)
+    for attempt in count():
         try:
+            table = DeltaTable(uri)
+            if is_committed(table, app_id):
+                return attempt > 0 and _has_files(table, actions)
             table.create_write_transaction(
                 changes, mode="append", schema=Schema.from_arrow(schema), commit_properties=properties
             )
             return True
-        except (CommitFailedError, DeltaError, OSError):
-            if attempt == COMMIT_TRIES - 1:
-                raise
-            time.sleep(min(2.0, 0.05 * 2**attempt))
+        except (CommitFailedError, DeltaError, OSError) as error:
+            if time.monotonic() > give_up_at:
+                raise DeadlineExceeded(
+                    f"{uri}: {app_id} could not be committed in {deadline_s:.0f} s (deadlines.commit): {error}"
+                ) from error
+            time.sleep(min(LONGEST_PAUSE_S, 0.05 * 2.0**attempt))
     raise AssertionError("unreachable")
 
 

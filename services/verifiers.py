@@ -4,11 +4,12 @@ To add one, name it in `configs.schema.VerifierName`, write its function here, a
 """
 
 import re
+from decimal import Decimal, InvalidOperation
 
 from configs.schema import VerifierName
 
 # An answer is the last boxed expression (MATH), or what follows the last "####" (GSM8K), or else the last number.
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_BOXED = "\\boxed{"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -31,14 +32,28 @@ def is_correct(verifier: VerifierName, completion: str, answer: str | None) -> b
 
 
 def _exact_answer(completion: str) -> str | None:
-    if boxed := _BOXED.findall(completion):
-        return str(boxed[-1])
+    if _BOXED in completion:
+        return _up_to_closing_brace(completion.rsplit(_BOXED, 1)[1])
     if "####" in completion:
         return completion.rsplit("####", 1)[1].strip() or None
     numbers = _NUMBER.findall(completion.replace(",", ""))
     return numbers[-1] if numbers else None
 
 
-def _normalise(answer: str) -> str:
+def _up_to_closing_brace(text: str) -> str | None:
+    """What a brace that was opened just before ``text`` encloses; None when it is never closed."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:place]
+    return None
+
+
+def _normalise(answer: str) -> str | Decimal:
+    """Numbers by value, so that 1.50 is 1.5; anything else by its letters, without spaces and thousands commas."""
     text = answer.strip().rstrip(".").replace(",", "").replace(" ", "").removeprefix("$")
-    return text.lstrip("0") or "0" if text.isdigit() else text
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.schema import TrainingConfig
-from training.corpus import Corpus, Row, fetch_rows
+from training.corpus import Corpus, Row, RowReader
 from training.parallel import World
 from training.plan import EpochPlan
 
@@ -70,13 +70,14 @@ def _assemble_steps(
 
 
 def _iterate_own_packs(corpus: Corpus, plan: EpochPlan, world: World, first_pack: int) -> Iterator[list[Row]]:
+    reader = RowReader(corpus)
     for window in range(len(plan.window_starts) - 1):
         numbers = np.arange(max(first_pack, plan.window_starts[window]), plan.window_starts[window + 1])
         step = np.searchsorted(plan.step_starts, numbers, side="right") - 1
         numbers = numbers[(numbers - plan.step_starts[step]) % world.size == world.rank]
         if not len(numbers):
             continue
-        rows = fetch_rows(corpus, np.concatenate([plan.pack(p) for p in numbers]))
+        rows = reader.fetch(np.concatenate([plan.pack(p) for p in numbers]))
         for number in numbers:
             yield [rows.pop(int(row)) for row in plan.pack(number)]
 

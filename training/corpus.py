@@ -6,7 +6,6 @@ their turn comes. Which rows count is decided here, in what order by `training.p
 
 import hashlib
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,25 +153,38 @@ class Row:
     completion: Int32s
 
 
-def fetch_rows(corpus: Corpus, rows: Int64s) -> dict[int, Row]:
-    """Return the rows with the given corpus numbers; only their row groups are read, one at a time."""
-    found: dict[int, Row] = {}
-    wanted = np.sort(rows)
-    firsts = np.array([group.first_row for group in corpus.groups])
-    owner = np.searchsorted(firsts, wanted, side="right") - 1
-    for group_number in np.unique(owner):
-        group = corpus.groups[group_number]
-        found.update(_read_group(group, wanted[owner == group_number]))
-    return found
+class RowReader:
+    """Reads rows of a corpus by their numbers; holds the row groups of the latest call and no others.
+
+    Neighbouring windows share row groups, and a file with one huge row group is read once for all its windows.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._groups = corpus.groups
+        self._firsts = np.array([group.first_row for group in corpus.groups])
+        self._tables: dict[int, pa.Table] = {}
+
+    def fetch(self, rows: Int64s) -> dict[int, Row]:
+        """Return the rows with the given corpus numbers."""
+        wanted = np.sort(rows)
+        owner = np.searchsorted(self._firsts, wanted, side="right") - 1
+        numbers = np.unique(owner).tolist()
+        self._tables = {n: self._tables[n] for n in numbers if n in self._tables}
+        found: dict[int, Row] = {}
+        for number in numbers:
+            if number not in self._tables:
+                self._tables[number] = _read_group(self._groups[number])
+            mine = wanted[owner == number]
+            table = self._tables[number].take(pa.array(mine - self._firsts[number])).combine_chunks()
+            prompts, completions = (_split_lists(table.column(name)) for name in _TOKEN_COLUMNS)
+            found.update(zip(mine.tolist(), map(Row, prompts, completions), strict=True))
+        return found
 
 
-def _read_group(group: RowGroup, rows: Int64s) -> Iterator[tuple[int, Row]]:
+def _read_group(group: RowGroup) -> pa.Table:
     fs, path = open_filesystem(group.path)
     with fs.open(path, "rb") as handle:
-        table = pq.ParquetFile(handle).read_row_group(group.index, columns=_TOKEN_COLUMNS)
-    table = table.take(pa.array(rows - group.first_row)).combine_chunks()
-    prompts, completions = (_split_lists(table.column(name)) for name in _TOKEN_COLUMNS)
-    return ((int(row), Row(p, c)) for row, p, c in zip(rows, prompts, completions, strict=True))
+        return pq.ParquetFile(handle).read_row_group(group.index, columns=_TOKEN_COLUMNS)
 
 
 def _split_lists(column: pa.ChunkedArray) -> list[Int32s]:

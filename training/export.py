@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from configs.schema import TrainingDtype
 from training import storage
@@ -40,8 +39,6 @@ def _save(
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     for name, source in getattr(student.model, "all_tied_weights_keys", {}).items():
         state[name] = state[source]  # gathered apart; transformers stores a tied weight once when it is one tensor
-    student.model.config.use_cache = True  # off in training only; generation needs it
-    disable_progress_bar()  # a bar for files that take seconds, in the log of a worker
     student.model.save_pretrained(path, state_dict=state, max_shard_size=_MAX_SHARD_SIZE)
     student.model.config.dtype = dtype  # save_pretrained wrote that of the float32 master weights
     student.model.config.save_pretrained(path)

@@ -5,6 +5,7 @@ Shapes: B prompts at a time, T tokens.
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from training.job import JobDevice
 from training.model import load_tokenizer
@@ -24,6 +25,7 @@ def complete_greedy(
     Prompts are decoded in batches of like length, padded on the left. ``threads`` CPU threads compute.
     """
     torch.set_num_threads(threads)
+    disable_progress_bar()
     tokenizer = load_tokenizer(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", use_safetensors=True)
     assert isinstance(model, PreTrainedModel)

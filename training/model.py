@@ -36,7 +36,6 @@ def build_model(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         raise UserError("set exactly one of student.model (weights to start from) and student.init (random weights)")
     model = _load_model(job) if job.model is not None else _initialise_model(job, tokenizer)
     _check_model(model, job, tokenizer)
-    model.config.use_cache = False  # a key-value cache would hide the packed documents from the attention mask
     if job.training.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from training.corpus import Corpus, load_corpus
 from training.job import TrainJob, Transfer
@@ -39,6 +40,7 @@ class Setup:
 def prepare(job: TrainJob, world: World) -> Setup:
     """Return the job's setup on this rank; every rank calls it. UserError for what the user can mend."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would fight with those of the workers
+    disable_progress_bar()  # bars for reading and writing weights have no place in a worker's log
     torch.set_num_threads(job.training.threads_per_worker)
     with world.agreement():
         tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)

@@ -96,9 +96,12 @@ def _tokenise_rows(
 def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> list[int]:
     """Return the token ids of a row's ``prompt``, a JSON string or a JSON list of messages.
 
-    Messages go through the chat template, up to where the assistant's answer begins.
+    Messages go through the chat template, up to where the assistant's answer begins; a string is a user's message
+    where there is a template, and raw text where there is none.
     """
     content = json.loads(prompt)
+    if isinstance(content, str) and tokenizer.chat_template is not None:
+        content = [{"role": "user", "content": content}]
     if isinstance(content, str):
         ids = tokenizer(content)["input_ids"]
     elif tokenizer.chat_template is None:

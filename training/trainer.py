@@ -6,6 +6,7 @@ The only module of the package that imports Ray. Resume is the loop's own, so a 
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -117,6 +118,7 @@ def _run_trainer(
         with (
             _environment(_RAY_TRAIN_ENVIRONMENT | ({} if is_gpu else _CPU_ENVIRONMENT)),
             _following(jobs, on_metrics),
+            _interruptible(),
         ):
             answer: dict[str, Any] = trainer.fit().return_value
             return answer
@@ -185,6 +187,24 @@ def _following(jobs: list[TrainJob], on_metrics: Callable[[TrainJob, StepMetrics
     finally:
         done.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the block with KeyboardInterrupt once Ray Train has stopped its workers.
+
+    Its own handler exits the program with status 0, and stays installed for the rest of the program.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,13 @@ from cluster.phases.plan import evaluation_uris, planned_rows
 from cluster.session import LOOPBACK
 from configs.errors import DeadlineExceeded, UserError
 from configs.identity import generation_fingerprint
-from configs.schema import AcceptanceConfig, EngineKind, EvaluationConfig, SamplingConfig, TruncationPolicy
+from configs.schema import AcceptanceConfig, EngineKind, EvaluationConfig, RunConfig, SamplingConfig, TruncationPolicy
 from configs.table import RowStatus
 from services.client import ClientSpec, TableJob
 from services.dataset import pending_shards, read_ledger
 from services.plan import read_plan
 
+WINDOW_SLACK = 1.25  # calls are of many rows, and a call's rows all return before the next call takes their place
 STREAM_END_S = 5.0  # for the pipeline to end by itself before its cluster is taken away
 COMPLETIONS, EVALUATION = "completions", "evaluation"
 
@@ -109,7 +110,9 @@ def start_service(ctx: RunContext, *, http_port: int | None = None) -> dict[str,
         logging_config={"log_level": "WARNING"},
     )
     kind = EngineKind.ASYNC if http else deployment.engine_kind(config.teacher.engine, device)
-    llm_config = deployment.build_llm_config(config.teacher, model.model, config.name, device, kind)
+    llm_config = deployment.build_llm_config(
+        config.teacher, model.model, config.name, device, kind, config.generation.rows_per_call
+    )
     deployment.start_teacher(llm_config, kind, app_name(ctx), http=http)
     handle = deployment.wait_until_ready(
         app_name(ctx),
@@ -169,9 +172,19 @@ def _client_spec(ctx: RunContext, tables: dict[str, TableJob]) -> ClientSpec:
         chat_template_kwargs=config.teacher.chat_template_kwargs,
         trust_remote_code=config.teacher.trust_remote_code,
         generation=config.generation,
+        window_rows=window_rows(config),
         request_deadline_s=config.deadlines.request,
         shard_deadline_s=config.deadlines.no_progress,
+        commit_deadline_s=config.deadlines.commit,
     )
+
+
+def window_rows(config: RunConfig) -> int:
+    """Rows each client keeps in flight: enough that every replica always has the next row waiting."""
+    if config.generation.window_rows is not None:
+        return config.generation.window_rows
+    decoded = config.teacher.engine.max_num_seqs * config.teacher.max_replicas
+    return max(1, round(WINDOW_SLACK * decoded / config.generation.clients))
 
 
 def _check_teacher(ctx: RunContext) -> None:

@@ -50,7 +50,7 @@ def _train(ctx: RunContext, make: MakeTeacherConfig, directory: UPath) -> dict[s
         training=make.training,
     )
     cached = load_result(job) is not None
-    result = run_training(ctx, job, Device.CPU)
+    (result,) = run_training(ctx, [job], Device.CPU)
     return {"model": result.hf_dir, "cached": cached, "num_steps": result.num_steps, "final_loss": result.final_loss}
 
 

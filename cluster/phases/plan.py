@@ -1,5 +1,6 @@
 """PLAN: preflight, then prompts into immutable shards. Starts no cluster, no engine and no GPU."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -44,6 +45,7 @@ def _plan(ctx: RunContext) -> dict[str, Any]:
         read_prompts(config.prompts),
         samples_per_prompt=config.sampling.n,
         shard_rows=config.generation.shard_rows,
+        commit_deadline_s=config.deadlines.commit,
     )
     open_or_create(ctx.run_dir.completions_uri, COMPLETIONS_SCHEMA, "completions")
     ctx.progress.say(
@@ -64,7 +66,13 @@ def _plan(ctx: RunContext) -> dict[str, Any]:
 
 def _plan_evaluation(ctx: RunContext, evaluation: EvaluationConfig) -> int:
     prompts_uri, teacher_uri = evaluation_uris(ctx)
-    made = extend_plan(prompts_uri, _held_out(evaluation), samples_per_prompt=1, shard_rows=EVALUATION_SHARD_PROMPTS)
+    made = extend_plan(
+        prompts_uri,
+        held_out_prompts(evaluation, ctx.config.prompts),
+        samples_per_prompt=1,
+        shard_rows=EVALUATION_SHARD_PROMPTS,
+        commit_deadline_s=ctx.config.deadlines.commit,
+    )
     open_or_create(teacher_uri, COMPLETIONS_SCHEMA, "evaluation-teacher")
     held_out = set(_ids(prompts_uri))
     shared = sum(prompt_id in held_out for prompt_id in _ids(ctx.run_dir.prompts_uri))
@@ -76,10 +84,13 @@ def _plan_evaluation(ctx: RunContext, evaluation: EvaluationConfig) -> int:
     return made.num_prompts
 
 
-def _held_out(evaluation: EvaluationConfig) -> Any:
+def held_out_prompts(evaluation: EvaluationConfig, prompts: PromptsConfig) -> Iterator[Prompt]:
+    """The evaluation's problems. Raises `UserError` when one has no answer."""
     if evaluation.addition is not None:
         return read_addition(evaluation.addition, held_out=True)
-    return (_needs_answer(prompt) for prompt in read_prompts(PromptsConfig(source=evaluation.source)))
+    # The same columns as the prompts, but all of its rows.
+    source = prompts.model_copy(update={"source": evaluation.source, "addition": None, "limit": None})
+    return (_needs_answer(prompt) for prompt in read_prompts(source))
 
 
 def _needs_answer(prompt: Prompt) -> Prompt:

@@ -15,7 +15,7 @@ from cluster.training_run import run_training
 from configs.errors import UserError
 from configs.table import TOKEN_IDS, RowStatus
 from services.verifiers import final_answer
-from training.job import DataFile, TrainJob, TrainResult, Transfer
+from training.job import DataFile, TrainJob, Transfer
 from training.output import load_result
 
 CONTROL_SCHEMA = pa.schema(
@@ -30,16 +30,20 @@ CONTROL_SCHEMA = pa.schema(
 )
 
 
-def train_student(ctx: RunContext) -> dict[str, Any]:
-    """Train the student; done when its job, data included, is."""
-    return _train(ctx, "train", student_job(ctx))
+def train(ctx: RunContext) -> dict[str, Any]:
+    """Train the student, and the control student where the recipe asks for one, in the same workers."""
+    jobs = {"student": student_job(ctx)}
+    if ctx.config.student.control:
+        jobs["control"] = control_job(ctx)
+    record = ctx.run_dir.phase_record("train")
+    if record is not None and all(load_result(job) is not None for job in jobs.values()):
+        return record
 
+    def work() -> dict[str, Any]:
+        results = run_training(ctx, list(jobs.values()), ctx.config.student.device)
+        return {name: asdict(result) for name, result in zip(jobs, results, strict=True)}
 
-def train_control(ctx: RunContext) -> dict[str, Any] | None:
-    """Train the control student for as many steps as the student took; None when the recipe asks for none."""
-    if not ctx.config.student.control:
-        return None
-    return _train(ctx, "train_control", control_job(ctx))
+    return ctx.finish("train", work)
 
 
 def student_job(ctx: RunContext) -> TrainJob:
@@ -57,12 +61,8 @@ def student_job(ctx: RunContext) -> TrainJob:
 
 
 def control_job(ctx: RunContext) -> TrainJob:
-    """The same budget spent on final answers: as many steps of as many tokens."""
-    student = load_result(student_job(ctx))
-    if student is None:
-        raise UserError("the control student is trained after the student; run `stillhouse train` first")
-    training = ctx.config.training.model_copy(update={"max_steps": student.num_steps})
-    return _job(ctx, "control", (_write_answers(ctx),), training)
+    """The same budget spent on final answers: as many steps of as many sequences."""
+    return _job(ctx, "control", (_write_answers(ctx),), ctx.config.training)
 
 
 def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any) -> TrainJob:
@@ -82,17 +82,6 @@ def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any)
         template_kwargs=config.teacher.chat_template_kwargs,
     )
     return replace(job, output_dir=ctx.run_dir.uri("training", f"{name}-{job.fingerprint()[:12]}"))
-
-
-def _train(ctx: RunContext, phase: str, job: TrainJob) -> dict[str, Any]:
-    if (record := ctx.run_dir.phase_record(phase)) is not None and load_result(job) is not None:
-        return record
-
-    def work() -> dict[str, Any]:
-        result: TrainResult = run_training(ctx, job, ctx.config.student.device)
-        return asdict(result)
-
-    return ctx.finish(phase, work)
 
 
 def _write_answers(ctx: RunContext) -> DataFile:

@@ -1,10 +1,13 @@
 """A job under Ray Train: two workers, mistakes that come back as sentences, placement with a deadline, restarts."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -40,20 +43,31 @@ def losses_of(job: TrainJob) -> list[float]:
     return [json.loads(line)["loss"] for line in Path(job.output_dir, "metrics.jsonl").read_text().splitlines()]
 
 
-def test_fit_jobs_two_workers_train_each_job_as_one_process_does(tmp_path: Path) -> None:
-    jobs = [make_job(tmp_path / str(seed), seed=seed, num_workers=2) for seed in (0, 1)]
+def training_workers() -> list[psutil.Process]:
+    """Return the training workers of this process's own cluster; one that ended and is not reaped yet is none."""
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if "RayTrainWorker" in " ".join(p.as_dict(["cmdline"])["cmdline"] or [])]
+
+
+def test_fit_jobs_worker_killed_and_restarted_ends_with_the_losses_of_one_process(tmp_path: Path) -> None:
+    settings = {"num_workers": 2, "max_steps": 150, "checkpoint_every": 20, "evaluate_every": 150}
+    jobs = [make_job(tmp_path / str(seed), seed=seed, **settings) for seed in (0, 1)]
     seen: list[tuple[str, int]] = []
 
     def on_metrics(job: TrainJob, metrics: StepMetrics) -> None:
+        if not seen:
+            training_workers()[-1].kill()
         seen.append((job.output_dir, metrics.step))
 
-    results = fit_jobs(jobs, max_failures=0, worker_start_deadline_s=60, on_metrics=on_metrics)
-    assert seen == [(job.output_dir, step) for job in jobs for step in range(1, 13)]
+    results = fit_jobs(jobs, max_failures=1, worker_start_deadline_s=60, on_metrics=on_metrics)
+    assert {*seen} == {(job.output_dir, step) for job in jobs for step in range(1, 151)}
     for job, result in zip(jobs, results, strict=True):
         alone = replace(job, output_dir=f"{job.output_dir}-alone")
         with joined_world(JobDevice.CPU) as world:
             train(alone, lambda _: None, world)
-        assert losses_of(job) == pytest.approx(losses_of(alone), abs=1e-4)
+        # Summing over two ranks rounds otherwise than over one, and 150 steps let that grow.
+        assert losses_of(job) == pytest.approx(losses_of(alone), rel=1e-2)
+        assert losses_of(job)[:20] == pytest.approx(losses_of(alone)[:20], abs=1e-4)
         assert Path(result.hf_dir, "model.safetensors").is_file()
         names = {"checkpoints", "hf", "job.json", "metrics.jsonl", "result.json"}
         assert {path.name for path in Path(job.output_dir).iterdir()} == names
@@ -69,6 +83,21 @@ def test_fit_mistake_in_a_worker_comes_back_with_its_sentence_and_without_retrie
     ):
         fit(job, max_failures=3, worker_start_deadline_s=60)
     assert not Path(job.output_dir, "ray_train").exists()
+
+
+def test_fit_interrupted_stops_the_workers_and_raises_keyboard_interrupt(tmp_path: Path) -> None:
+    job = make_job(tmp_path, max_steps=100_000, num_workers=2)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            job,
+            max_failures=3,
+            worker_start_deadline_s=60,
+            on_metrics=lambda metrics: os.kill(os.getpid(), signal.SIGINT) if metrics.step == 1 else None,
+        )
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not training_workers()
+    assert not Path(job.output_dir, "result.json").exists()
 
 
 def test_fit_more_workers_than_the_cluster_holds_gives_up_at_the_deadline(tmp_path: Path) -> None:

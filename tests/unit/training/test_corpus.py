@@ -11,7 +11,7 @@ from configs.errors import UserError
 from configs.schema import TrainingConfig
 from tests.unit.training.tiny import make_rows, write_rows
 from training.batches import collate_packs
-from training.corpus import Row, fetch_rows, load_corpus
+from training.corpus import Row, RowReader, load_corpus
 from training.parallel import World
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -23,7 +23,8 @@ def test_load_corpus_changed_file_is_refused_with_both_digests(tmp_path: Path) -
     wrong = replace(file, sha256="0" * 64)
     with pytest.raises(UserError) as error:
         load_corpus((wrong,), CONFIG, WORLD)
-    assert file.path in str(error.value) and "0" * 64 in str(error.value) and str(file.sha256) in str(error.value)
+    for part in (file.path, "0" * 64, str(file.sha256)):
+        assert part in str(error.value)
 
 
 def test_load_corpus_missing_file_is_named(tmp_path: Path) -> None:
@@ -68,11 +69,12 @@ def test_load_corpus_samples_of_one_prompt_are_on_one_side(tmp_path: Path) -> No
     assert 15 <= sides[:, 0].sum() <= 45
 
 
-def test_fetch_rows_across_row_groups_returns_the_tokens_written(tmp_path: Path) -> None:
+def test_row_reader_across_row_groups_returns_the_tokens_written(tmp_path: Path) -> None:
     rows = make_rows(50)
     corpus = load_corpus((write_rows(tmp_path / "a.parquet", rows, 7),), CONFIG, WORLD)
     assert len(corpus.groups) == 8
-    found = fetch_rows(corpus, np.array([49, 3, 21, 6, 7]))
+    reader = RowReader(corpus)
+    found = reader.fetch(np.array([49, 3, 21, 6])) | reader.fetch(np.array([7, 3]))
     assert {number: (row.prompt.tolist(), row.completion.tolist()) for number, row in found.items()} == {
         n: (rows[n]["prompt_token_ids"], rows[n]["completion_token_ids"]) for n in (3, 6, 7, 21, 49)
     }
