@@ -177,7 +177,7 @@ def submit(
     from configs.load import load_run_config
 
     config = load_run_config(recipe, overrides)  # a mistake is told here, before anything travels
-    return submit_job(config.name, command, recipe, overrides, address=address, follow=follow)
+    return submit_job(config, command, recipe, overrides, address=address, follow=follow)
 
 
 def main() -> None:

@@ -80,11 +80,16 @@ def _stderr_apart(run_dir: RunDir) -> Iterator[None]:
             sys.stderr = python_stderr
 
 
+def auth_mode() -> str:
+    """How to speak to a running cluster when the user has not said: with a token where there is one."""
+    return "token" if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") else "disabled"
+
+
 @contextmanager
 def _joined(address: str) -> Iterator[Session]:
     import ray
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_AUTH_MODE", auth_mode())
     inside_job = "RAY_JOB_ID" in os.environ or bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
     # A submitted job brings its working_dir along; a driver that joins by itself has to send the code.
     runtime_env = None if inside_job else {"working_dir": str(PROJECT_ROOT), "excludes": WORKING_DIR_EXCLUDES}

@@ -8,16 +8,20 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from cluster.run_dir import PROJECT_ROOT
-from cluster.session import WORKING_DIR_EXCLUDES
+from cluster.run_dir import PROJECT_ROOT, RunDir
+from cluster.session import WORKING_DIR_EXCLUDES, auth_mode
 from configs.errors import UserError
 
 COMMANDS = ("run", "plan", "generate", "train", "evaluate", "export", "report")
 FAULT = 1
 
 
-def submit_job(name: str, command: str, recipe: Path, overrides: tuple[str, ...], *, address: str, follow: bool) -> int:
+def submit_job(
+    config: RunConfig, command: str, recipe: Path, overrides: tuple[str, ...], *, address: str, follow: bool
+) -> int:
     """Submit the command with this checkout as its working directory; returns the job's exit status.
+
+    Without a ``run_dir`` the run lies where it would lie here, which the cluster's machines must share.
 
     Raises:
         UserError: no cluster answers at ``address``, or the command cannot be submitted.
@@ -25,17 +29,19 @@ def submit_job(name: str, command: str, recipe: Path, overrides: tuple[str, ...]
     if command not in COMMANDS:
         raise UserError(f"--command must be one of {', '.join(COMMANDS)}, not {command!r}")
     inside = _inside_project(recipe)
+    # On the cluster the project is a copy in a temporary directory; a run must not be kept there.
+    place = () if config.run_dir else (f"run_dir={RunDir.of(config).root}",)
     # Ray's own client prints its traceback when a cluster is not there.
     from ray.job_submission import JobSubmissionClient
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_AUTH_MODE", auth_mode())
     try:
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
-            submission_id=f"stillhouse-{name}-{uuid.uuid4().hex[:8]}",
-            entrypoint=shlex.join([_python(), "-m", "cluster", command, str(inside), *overrides]),
+            submission_id=f"stillhouse-{config.name}-{uuid.uuid4().hex[:8]}",
+            entrypoint=shlex.join(["python", "-m", "cluster", command, str(inside), *overrides, *place]),
             runtime_env={"working_dir": str(PROJECT_ROOT), "excludes": WORKING_DIR_EXCLUDES},
-            metadata={"stillhouse.run": name, "stillhouse.command": command},
+            metadata={"stillhouse.run": config.name, "stillhouse.command": command},
         )
     except (ConnectionError, RuntimeError) as error:
         raise UserError(f"--address: no Ray cluster took the job at {address} ({error})") from None
@@ -49,11 +55,6 @@ def _inside_project(recipe: Path) -> Path:
     if PROJECT_ROOT not in resolved.parents:
         raise UserError(f"the recipe {recipe} must lie in {PROJECT_ROOT}, the directory that is sent to the cluster")
     return resolved.relative_to(PROJECT_ROOT)
-
-
-def _python() -> str:
-    """The interpreter for the job: the cluster's own, unless this very machine's environment is named."""
-    return os.environ.get("STILLHOUSE_JOB_PYTHON", "python")
 
 
 async def _follow(client: Any, job_id: str) -> int:

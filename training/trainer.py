@@ -37,7 +37,7 @@ _RAY_TRAIN_ENVIRONMENT = {
 _CPU_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
+class _Trainer(TorchTrainer):
     """Ray's trainer without its placement-group cleaner.
 
     The cleaner is one more process that imports Ray Train for seconds, and it logs a warning a second on a cluster

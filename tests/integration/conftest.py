@@ -16,3 +16,9 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gpt2_without_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with other token ids and no chat template."""
     return make_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2", "z0123456789+=; abcdefghi?.", template=False)
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parent of run directories; the home-made teacher in its cache is trained by the first run and used by all."""
+    return tmp_path_factory.mktemp("runs")

@@ -1,0 +1,167 @@
+"""The first command of the README, on the real parts, and all that a user does with what comes out."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.program import ROOT, Outcome, environment, processes_of, start, stillhouse
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+RECIPE = "configs/recipes/quickstart.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished quickstart: its directory, what it printed, and the processes that outlived it."""
+
+    directory: Path
+    outcome: Outcome
+    left_over: list[Any]
+    temp_dirs: list[str]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.directory / "report.json").read_text())
+        return report
+
+
+@pytest.fixture(scope="module")
+def quickstart(shared_runs: Path) -> Run:
+    directory, before = shared_runs / "quickstart", set(_temp_dirs())
+    with start("run", RECIPE, f"run_dir={directory}") as process:
+        out, err = process.communicate(timeout=800)
+    return Run(
+        directory,
+        Outcome(process.returncode, out, err),
+        processes_of(process.pid),
+        sorted(set(_temp_dirs()) - before),
+    )
+
+
+def _temp_dirs() -> list[str]:
+    return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("stillhouse-")]
+
+
+def test_quickstart_ends_well_and_closes_the_gap(quickstart: Run) -> None:
+    assert quickstart.outcome.code == 0, quickstart.outcome.err
+    accuracy = quickstart.report["accuracy"]
+    assert accuracy["teacher"] >= 0.98
+    assert accuracy["student_before"] <= 0.05
+    assert accuracy["student_after"] >= 0.90
+    assert accuracy["student_control"] < accuracy["student_after"]
+    assert quickstart.report["evaluation_problems"] >= 500
+
+
+def test_quickstart_ledger_balances(quickstart: Run) -> None:
+    ledger = quickstart.report["ledger"]
+    assert ledger["planned"] == 6000
+    assert ledger["pending"] == 0
+    assert ledger["planned"] == ledger["accepted"] + ledger["rejected"] + ledger["failed"] + ledger["pending"]
+
+
+def test_quickstart_report_has_the_documented_fields(quickstart: Run) -> None:
+    report = quickstart.report
+    assert 0.9 <= report["gap_closed"] <= 1.1
+    assert report["tokens"]["teacher_output"] > 6000
+    assert report["tokens"]["student_loss"] > 6000
+    phases = {"plan", "generate", "seal", "hand_over", "train", "evaluate", "export", "total"}
+    assert phases <= set(report["seconds"])
+    assert "<svg" in (quickstart.directory / "report.html").read_text()
+
+
+def test_quickstart_leaves_no_process_and_no_temporary_directory(quickstart: Run) -> None:
+    assert quickstart.left_over == []
+    assert quickstart.temp_dirs == []
+
+
+def test_quickstart_prints_progress_as_lines_in_a_log(quickstart: Run) -> None:
+    lines = quickstart.outcome.err.splitlines()
+    assert any(line.startswith("generate") and "tokens per s" in line for line in lines)
+    assert any(line.startswith("train") and "loss" in line for line in lines)
+    assert not any(line.startswith("ledger") and "0 accepted" in line for line in lines)
+
+
+def test_finished_run_does_no_work_again(quickstart: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in quickstart.directory.rglob("*.json")}
+    again = stillhouse("run", RECIPE, f"run_dir={quickstart.directory}")
+    assert again.code == 0, again.err
+    assert "done in" not in again.err  # no phase was done
+    changed = {
+        path.name for path, time in before.items() if path.stat().st_mtime_ns != time and path.name != "progress.json"
+    }
+    assert changed <= {"config.json"}
+
+
+def test_status_of_a_finished_run_shows_phases_and_rows(quickstart: Run) -> None:
+    outcome = stillhouse("status", RECIPE, f"run_dir={quickstart.directory}")
+    assert outcome.code == 0
+    assert "not running" in outcome.out
+    assert "6,000 planned" in outcome.out
+
+
+def test_held_out_problems_are_in_no_training_prompt(quickstart: Run) -> None:
+    import polars
+
+    prompts = polars.read_delta(str(quickstart.directory / "prompts"))
+    held_out = polars.read_delta(str(quickstart.directory / "evaluation" / "prompts"))
+    lessons = next((quickstart.directory.parent / ".cache").rglob("lessons.parquet"))
+    assert held_out.height >= 500
+    assert held_out.join(prompts, on="prompt", how="inner").height == 0
+    assert held_out.join(polars.read_parquet(lessons), on="prompt_id", how="inner").height == 0
+
+
+def test_completions_are_read_by_pandas_polars_and_duckdb(quickstart: Run) -> None:
+    import duckdb
+    import polars
+    from deltalake import DeltaTable
+
+    table = DeltaTable(str(quickstart.directory / "completions"))
+    accepted = quickstart.report["ledger"]["accepted"]
+    frame = table.to_pandas(columns=["status"])
+    assert int((frame["status"] == "accepted").sum()) == accepted
+    lazy = polars.scan_delta(str(quickstart.directory / "completions"))
+    assert lazy.filter(polars.col("status") == "accepted").select(polars.len()).collect().item() == accepted
+    dataset = table.to_pyarrow_dataset()
+    assert dataset.schema.names[0] == "prompt_id"
+    (count,) = duckdb.sql("select count(*) from dataset where status = 'accepted'").fetchone() or (None,)
+    assert count == accepted
+
+
+def test_student_is_an_ordinary_hugging_face_model(quickstart: Run) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = quickstart.directory / "student" / "hf"
+    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModelForCausalLM.from_pretrained(directory)
+    chat = [{"role": "user", "content": "347+285="}]
+    inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, add_generation_prompt=True)
+    output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert text == "7+5+0=12;4+8+1=13;3+2+1=6;632"
+
+
+def test_student_is_served_by_vllm(quickstart: Run) -> None:
+    script = (
+        "import sys; from vllm import LLM, SamplingParams\n"
+        "llm = LLM(sys.argv[1], dtype='float32', enforce_eager=True, max_model_len=96)\n"
+        "chat = [{'role': 'user', 'content': '347+285='}]\n"
+        "out = llm.chat(chat, SamplingParams(max_tokens=40, temperature=0), use_tqdm=False)\n"
+        "print('answer', out[0].outputs[0].text)\n"
+    )
+    vllm = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(quickstart.directory / "student" / "hf")],
+        cwd=ROOT,
+        env=environment() | vllm,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "answer 7+5+0=12;4+8+1=13;3+2+1=6;632" in done.stdout, done.stderr[-2000:]

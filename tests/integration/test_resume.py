@@ -1,0 +1,88 @@
+"""Ending a run at any moment and running the same command again comes to the same ledger and the same student."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.program import Outcome, end_session, processes_of, start, stillhouse
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+# The quickstart made small, but with its teacher, which the runs of a session share.
+SMALL = (
+    "configs/recipes/quickstart.yaml",
+    "prompts.addition.num_problems=768",
+    "generation.shard_rows=64",
+    "evaluation.addition.num_problems=64",
+    "training.max_steps=40",
+    "training.checkpoint_every=5",
+    "training.log_every=5",
+    "student.control=false",
+)
+SIGN_OF_LIFE_S = 240
+ORPHANS_S = 60
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared_runs: Path) -> Path:
+    directory = shared_runs / "undisturbed"
+    outcome = stillhouse("run", *SMALL, f"run_dir={directory}", timeout_s=600)
+    assert outcome.code == 0, outcome.err
+    return directory
+
+
+def end_when(directory: Path, is_time: Callable[[dict[str, Any]], bool], sign: signal.Signals) -> Outcome:
+    """Start the run, wait for a moment that its progress shows, and send the signal to the driver alone."""
+    process = start("run", *SMALL, f"run_dir={directory}")
+    give_up_at = time.monotonic() + SIGN_OF_LIFE_S
+    try:
+        while not is_time(_progress(directory)):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < give_up_at, f"the moment did not come: {_progress(directory)}"
+            time.sleep(0.05)
+        os.kill(process.pid, sign)
+        out, err = process.communicate(timeout=60)
+        return Outcome(process.returncode, out, err)
+    finally:
+        if sign is not signal.SIGKILL:
+            assert processes_of(process.pid) == []
+        end_session(process.pid)
+
+
+def _progress(directory: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((directory / "progress.json").read_text())
+    except FileNotFoundError:
+        return {"phase": "", "done": 0}
+    return state
+
+
+def assert_same_result(directory: Path, undisturbed: Path) -> None:
+    """Equal ledgers and, as sampling is greedy, equal accuracies and losses to the last digit that is kept."""
+    one, other = (json.loads((run / "report.json").read_text()) for run in (directory, undisturbed))
+    assert one["ledger"] == other["ledger"]
+    assert one["accuracy"] == other["accuracy"]
+    assert one["training"]["final_loss"] == pytest.approx(other["training"]["final_loss"], abs=1e-6)
+
+
+def test_killed_driver_resumes_to_the_same_ledger_and_student(shared_runs: Path, undisturbed: Path) -> None:
+    directory = shared_runs / "killed"
+    end_when(directory, lambda state: state["phase"] == "generate" and state["done"] > 0, signal.SIGKILL)
+    end_when(directory, lambda state: state["phase"] == "train" and state["done"] > 0, signal.SIGKILL)
+    outcome = stillhouse("run", *SMALL, f"run_dir={directory}", timeout_s=600)
+    assert outcome.code == 0, outcome.err
+    assert_same_result(directory, undisturbed)
+
+
+def test_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(shared_runs: Path, undisturbed: Path) -> None:
+    directory = shared_runs / "interrupted"
+    outcome = end_when(directory, lambda state: state["phase"] == "generate" and state["done"] > 0, signal.SIGINT)
+    assert outcome.code == 130
+    assert "run the same command again" in outcome.err
+    assert "Traceback" not in outcome.err
