@@ -42,7 +42,7 @@ POINTS_PER_INCH = 72  # of SVG; a plot as wide as its card is drawn one unit to 
 MAX_CURVE_POINTS = 500  # about one for each pixel of a plot's width
 MAX_BINS = 40
 
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "stillhouse",  # names of clip paths are random without it
     "text.parse_math": False,
@@ -319,7 +319,7 @@ def _style(axes: Axes, y_label: str, number: str = "{:,g}") -> None:
 
 
 def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as an ``<svg>`` for the inside of a page: described, in the page's font and colours, its ids its own."""
+    """The figure as an ``<svg>`` for the inside of a page: described, in the page's font and colours, with own ids."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()

@@ -11,6 +11,7 @@ from typing import Any
 from cluster.run_dir import PROJECT_ROOT, RunDir
 from cluster.session import WORKING_DIR_EXCLUDES, auth_mode
 from configs.errors import UserError
+from configs.schema import RunConfig
 
 COMMANDS = ("run", "plan", "generate", "train", "evaluate", "export", "report")
 FAULT = 1

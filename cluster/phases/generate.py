@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import count
@@ -95,20 +96,16 @@ def start_service(ctx: RunContext, *, http_port: int | None = None) -> dict[str,
     Returns the engine's resolved configuration; None for the OpenAI-compatible endpoint at ``http_port``.
     """
     session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
-    from ray import serve
-
     device = session.device(config.teacher.engine.device, config.teacher.accelerator_type)
-    ctx.progress.update(detail="loading Ray Serve")
-    from services import deployment  # imports vLLM
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
-    model = teacher_source(config, ctx.run_dir)
     http = http_port is not None
-    serve.start(
-        proxy_location="HeadOnly" if http else "Disabled",
-        http_options={"host": LOOPBACK, "port": http_port} if http else None,
-        logging_config={"log_level": "WARNING"},
-    )
+    ctx.progress.update(detail="loading Ray Serve")
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # Serve's controller starts while this process imports vLLM, each for seconds on a core of its own.
+        started = beside.submit(_start_serve, http_port)
+        from services import deployment
+
+        started.result()
+    model = teacher_source(config, ctx.run_dir)
     kind = EngineKind.ASYNC if http else deployment.engine_kind(config.teacher.engine, device)
     llm_config = deployment.build_llm_config(
         config.teacher, model.model, config.name, device, kind, config.generation.rows_per_call
@@ -124,6 +121,18 @@ def start_service(ctx: RunContext, *, http_port: int | None = None) -> dict[str,
         return None
     description: dict[str, Any] = handle.describe.remote().result(timeout_s=config.deadlines.request)
     return description
+
+
+def _start_serve(http_port: int | None) -> None:
+    """Start Serve's controller; with a port also its HTTP proxy, on loopback."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
+    serve.start(
+        proxy_location="Disabled" if http_port is None else "HeadOnly",
+        http_options=None if http_port is None else {"host": LOOPBACK, "port": http_port},
+        logging_config={"log_level": "WARNING"},
+    )
 
 
 def stop_service(ctx: RunContext) -> None:
