@@ -38,8 +38,6 @@ def _hand_over(ctx: RunContext) -> dict[str, Any]:
             )
         ctx.progress.update(detail=f"waiting for {'; '.join(held)}")
         time.sleep(POLL_S)
-    if ctx.session.embedded:
-        serve.shutdown()  # its controller would go on taking time from the two cores
     ctx.progress.update(detail="")
     return {"waited_for": held_at_first, "free": describe_free(ray.available_resources())}
 
