@@ -190,7 +190,7 @@ def plot_ledger(ledger: dict[str, int]) -> Markup:
     axes.set_ylim(-0.5, 0.5)
     told = ", ".join(f"{ledger[part]:,} {part}" for part in LEDGER_PARTS)
     svg = _svg(figure, "ledger", f"Stacked bar of {ledger['planned']:,} planned rows: {told}.")
-    return Markup(svg.replace("<svg ", '<svg preserveAspectRatio="none" ', 1))
+    return Markup(str(svg).replace("<svg ", '<svg preserveAspectRatio="none" ', 1))  # Markup.replace would escape
 
 
 def plot_loss(metrics: Sequence[StepMetrics]) -> Markup | None:
