@@ -26,6 +26,7 @@ from configs.schema import ClusterConfig, DeadlinesConfig, Device
 
 LOOPBACK = "127.0.0.1"
 TEMP_PREFIX = "stillhouse-ray-"  # short, as Ray keeps Unix sockets below it and their paths end at 107 characters
+START_TRIES = 2
 SESSION_VARIABLE = "STILLHOUSE_SESSION"
 # What the cluster needs of the project; a job's package stays far below Ray's limit without the rest.
 WORKING_DIR_EXCLUDES = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__", ".*cache"]
@@ -115,16 +116,7 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
 
     before = _children()
     try:
-        ray.init(
-            num_cpus=config.num_cpus,
-            include_dashboard=False,
-            object_store_memory=config.object_store_mib * 2**20,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=str(temp_dir),
-            _node_ip_address=LOOPBACK,
-        )
+        _start_node(config, temp_dir)
         interrupt_on_sigterm()  # Ray has put its own handler, which prints a stack and exits at once
         yield Session(embedded=True)
     except BaseException:
@@ -139,6 +131,34 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
+
+
+def _start_node(config: ClusterConfig, temp_dir: Path) -> None:
+    """Start the embedded cluster; Ray gives its own processes 30 s, which a machine under load may take."""
+    import ray
+
+    for attempt in range(START_TRIES):
+        try:
+            ray.init(
+                num_cpus=config.num_cpus,
+                include_dashboard=False,
+                object_store_memory=config.object_store_mib * 2**20,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(temp_dir),
+                _node_ip_address=LOOPBACK,
+            )
+            return
+        except Exception as error:  # Ray raises no type of its own here
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if attempt == START_TRIES - 1:
+                raise DeadlineExceeded(
+                    f"Ray's own processes did not start in {START_TRIES} times 30 s; the machine is busy with other "
+                    "work: end some of it, and run the same command again"
+                ) from error
 
 
 def _environment() -> dict[str, str]:
