@@ -32,8 +32,8 @@ test: setup ## Everything that runs on a CPU: unit, integration, short chaos.
 test-unit: setup ## Unit tests alone, in seconds.
 	$(VENV)/python -m pytest tests/unit $(ARGS)
 
-chaos: setup ## Kill things, the long version.
-	$(VENV)/python -m pytest tests/chaos $(ARGS)
+chaos: setup ## Kill things, the long version: 200 random schedules, about an hour.
+	$(VENV)/python -m pytest tests/chaos -s --chaos-schedules 200 $(ARGS)
 
 lint: setup ## ruff, mypy and the layering; what pre-commit and CI run.
 	$(VENV)/ruff check

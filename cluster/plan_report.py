@@ -8,6 +8,7 @@ from cluster.preflight import check_sources
 from cluster.run_dir import RunDir
 from configs.errors import UserError
 from configs.schema import RunConfig
+from services.plan import prompts_per_shard
 from services.prompts import read_prompts
 
 IDS_COUNTED = 1_000_000  # beyond this, duplicates are left to PLAN itself, which counts them on disk
@@ -31,7 +32,7 @@ def print_plan(config: RunConfig) -> None:
         held_out = sum(1 for _ in held_out_prompts(config.evaluation, config.prompts))
     prompts = rows if rows > IDS_COUNTED else len(seen)
     samples = prompts * config.sampling.n
-    shards = -(-samples // max(1, config.generation.shard_rows))
+    shards = -(-prompts // prompts_per_shard(config.generation.shard_rows, config.sampling.n))
     training = config.training
     lines = [
         f"run       {config.name} in {run_dir.root}",

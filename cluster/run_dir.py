@@ -31,8 +31,8 @@ class RunDir:
         """The directory of a configuration: ``run_dir``, or ``runs/<name>`` under the project's root."""
         if config.run_dir is None:
             return cls(UPath(PROJECT_ROOT / "runs" / config.name))
-        path = UPath(config.run_dir)
-        return cls(path if path.protocol else UPath(Path(config.run_dir).resolve()))
+        path = UPath(config.run_dir.removeprefix("file://"))
+        return cls(path if path.protocol else UPath(Path(str(path)).resolve()))
 
     def uri(self, *parts: str) -> str:
         """A place in the directory as a string that fsspec, delta-rs and torch understand."""
@@ -63,7 +63,7 @@ class RunDir:
         """
         saved = self.read_text("config.json")
         if saved is not None:
-            keys = differing_keys(parse_run_config(json.loads(saved), self.uri("config.json")), config)
+            keys = differing_keys(self._parse(saved), config)
             if keys:
                 raise UserError(
                     f"{self.root} belongs to a run that differs in {', '.join(keys)}; "
@@ -74,6 +74,15 @@ class RunDir:
         except OSError as error:
             raise UserError(
                 f"run_dir: {self.root} cannot be written ({error}); choose another with run_dir=..."
+            ) from None
+
+    def _parse(self, saved: str) -> RunConfig:
+        try:
+            return parse_run_config(json.loads(saved), self.uri("config.json"))
+        except ValueError as error:
+            raise UserError(
+                f"{self.uri('config.json')} is not the configuration of a run ({error}); restore it, or give this run "
+                "a directory of its own with run_dir=..."
             ) from None
 
     def read_text(self, *parts: str) -> str | None:

@@ -15,7 +15,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """Base of every section: frozen, closed, documented by its attributes' docstrings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # JSON, which keeps the resolved configuration, has no infinities.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Device(StrEnum):
@@ -91,8 +92,8 @@ class TinyModelConfig(Section):
 class AdditionConfig(Section):
     """Worked three-digit addition, the built-in task of the quickstart."""
 
-    num_problems: PositiveInt
-    """How many different problems are drawn (problems)."""
+    num_problems: Annotated[int, Field(gt=0, le=40_000)]
+    """How many different problems are drawn (problems); about 50,000 of the million are held out."""
     seed: int = 0
     """Seed of the draw."""
 

@@ -9,20 +9,22 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from configs.errors import DeadlineExceeded, UserError
 from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig, TruncationPolicy
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
+from services.dataset import count_rows
 from services.generation import GenerateRequest, GenerateResult
 from services.plan import read_shard
 from services.requester import Requester
-from services.table import commit, is_committed, write_file
+from services.table import commit, is_committed, require_newest, write_file
 from services.template import PromptRenderer
 
 SUMMARY_SCHEMA = pa.schema(
@@ -33,6 +35,7 @@ SUMMARY_SCHEMA = pa.schema(
         ("rejected", pa.int64()),
         ("failed", pa.int64()),
         ("completion_tokens", pa.int64()),
+        ("error", pa.string()),  # why the run must stop; Ray would lose the kind of an exception on its way
     ]
 )
 
@@ -63,10 +66,11 @@ class ClientSpec:
     request_deadline_s: float
     shard_deadline_s: float
     commit_deadline_s: float
+    writers: dict[str, int] = field(default_factory=dict)  # of each claimed table, filled in by `stream_shards`
 
 
 class ShardClient:
-    """Ray Data UDF: a block of ``(table, shard, path)`` in, a block of summaries out."""
+    """Ray Data UDF: a block of ``(table, shard, path)`` in, a block of `SUMMARY_SCHEMA` out, one row a task."""
 
     def __init__(self, spec: ClientSpec) -> None:
         from ray import serve  # the actor's process has Ray; importing this module must not need it
@@ -87,23 +91,41 @@ class ShardClient:
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Make and commit each shard of the block; one that is committed already is left as it is and not counted."""
-        summaries = (self._make_shard(**task) for task in block.to_pylist())
-        return pa.Table.from_pylist([each for each in summaries if each is not None], schema=SUMMARY_SCHEMA)
+        """Make and commit each shard of the block; one that is committed already is counted as it is there."""
+        summaries = []
+        for task in block.to_pylist():
+            try:
+                summaries.append(self._make_shard(**task))
+            except UserError as error:
+                summaries.append({"table": task["table"], "shard": task["shard"], "error": str(error)})
+        return pa.Table.from_pylist(summaries, schema=SUMMARY_SCHEMA)
 
-    def _make_shard(self, table: str, shard: int, path: str) -> dict[str, Any] | None:
-        job, app_id = self._spec.tables[table], f"shard-{shard}"
-        if is_committed(DeltaTable(job.completions_uri), app_id):
-            return None
+    def _make_shard(self, table: str, shard: int, path: str) -> dict[str, Any]:
+        job, app_id, writer = self._spec.tables[table], f"shard-{shard}", self._spec.writers.get(table)
+        present = DeltaTable(job.completions_uri)
+        if is_committed(present, app_id):
+            return _summary(table, shard, count_rows(present, shard), completion_tokens=0)
+        if writer is not None:
+            require_newest(present, writer)
+        rows = self._wait_for_rows(job, shard, path)
+        action = write_file(job.completions_uri, rows_to_table(rows), shard, job.footer)
+        deadline_s = self._spec.commit_deadline_s
+        if not commit(job.completions_uri, COMPLETIONS_SCHEMA, [action], app_id, deadline_s, writer=writer):
+            return _summary(table, shard, count_rows(DeltaTable(job.completions_uri), shard), completion_tokens=0)
+        tokens = sum(row.num_completion_tokens for row in rows)
+        return _summary(table, shard, Counter(row.status for row in rows), tokens)
+
+    def _wait_for_rows(self, job: TableJob, shard: int, path: str) -> list[Row]:
         prompts = read_shard(job.prompts_uri, path).to_pylist()
         work = asyncio.run_coroutine_threadsafe(self._complete_shard(job, prompts), self._loop)
-        rows = work.result(timeout=self._spec.shard_deadline_s)
-        action = write_file(job.completions_uri, rows_to_table(rows), shard, job.footer)
-        if not commit(job.completions_uri, COMPLETIONS_SCHEMA, [action], app_id, self._spec.commit_deadline_s):
-            return None
-        counts = Counter(row.status for row in rows)
-        tokens = sum(row.num_completion_tokens for row in rows)
-        return {"table": table, "shard": shard, "completion_tokens": tokens} | {s: counts[s] for s in RowStatus}
+        try:
+            return work.result(timeout=self._spec.shard_deadline_s)
+        except TimeoutError:
+            work.cancel()  # and with it the calls that the teacher still holds
+            raise DeadlineExceeded(
+                f"shard {shard} of {job.completions_uri} was not done in {self._spec.shard_deadline_s:.0f} s "
+                f"(deadlines.no_progress): the teacher {self._spec.app_name} holds some of its {len(prompts)} prompts"
+            ) from None
 
     async def _complete_shard(self, job: TableJob, prompts: list[dict[str, Any]]) -> list[Row]:
         """The rows of a shard in the order of its prompts, whatever order their answers came in."""
@@ -156,6 +178,11 @@ class ShardClient:
         if result is None or error is not None:
             return failed_rows(prompt, job.sampling.n, error or "no result")
         return judge(prompt, result, self._renderer.decode, job.acceptance, job.sampling.truncation)
+
+
+def _summary(table: str, shard: int, counts: Mapping[str, int], completion_tokens: int) -> dict[str, Any]:
+    statuses = {status.value: counts[status] for status in RowStatus}
+    return {"table": table, "shard": shard, "completion_tokens": completion_tokens} | statuses
 
 
 def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateRequest:

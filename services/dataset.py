@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from configs.errors import UserError
+from configs.table import RowStatus
 from services.plan import read_shard
 from services.table import ShardFile, shard_files
 
@@ -60,6 +61,16 @@ def read_ledger(uri: str, planned_rows: int) -> Ledger:
     return _count(list(shard_files(DeltaTable(uri))), planned_rows)
 
 
+def count_rows(table: DeltaTable, shard: int) -> dict[str, int]:
+    """How many rows of a committed shard ended in each state, from the log's statistics alone."""
+    ledger = _count([file for file in shard_files(table) if file.shard == shard], 0)
+    return {
+        RowStatus.ACCEPTED: ledger.accepted,
+        RowStatus.REJECTED: ledger.rejected,
+        RowStatus.FAILED: ledger.failed,
+    }
+
+
 def pending_shards(prompts_uri: str, completions_uri: str) -> Iterator[ShardFile]:
     """Planned shards that have no committed completions yet, in order."""
     done = {file.shard for file in shard_files(DeltaTable(completions_uri))}
@@ -78,6 +89,8 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
     plan = list(shard_files(DeltaTable(prompts_uri)))
     if len(completed) < len(committed):
         raise UserError(f"{completions_uri}: a shard is there twice; do not train on it, and please report this")
+    if unplanned := sorted(completed.keys() - {each.shard for each in plan}):
+        raise UserError(f"{completions_uri}: shards {unplanned[:NAMED_IDS]} are of another plan; do not train on it")
     files = []
     for planned in plan:
         file = completed.get(planned.shard)

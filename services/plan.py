@@ -44,12 +44,12 @@ def extend_plan(
     """
     table = open_or_create(uri, PROMPTS_SCHEMA, "prompts")
     version, first_shard = table.version(), sum(1 for _ in shard_files(table))
-    prompts_per_shard = max(1, shard_rows // samples_per_prompt)
+    size = prompts_per_shard(shard_rows, samples_per_prompt)
     actions, counts = [], _Counts()
     with _KnownIds() as known:
         known.add(_planned_ids(uri, table))
         fresh = _take_new(prompts, known, counts)
-        for shard, members in enumerate(_in_groups(fresh, prompts_per_shard), start=first_shard):
+        for shard, members in enumerate(_in_groups(fresh, size), start=first_shard):
             actions.append(write_file(uri, _to_table(members, shard), shard, {}))
     if actions and not commit(uri, PROMPTS_SCHEMA, actions, f"plan-{version}", commit_deadline_s):
         raise UserError(f"another process planned the same run at the same time ({uri}); run the command again")
@@ -57,6 +57,11 @@ def extend_plan(
         raise UserError("prompts: the source has no prompts; it must have at least one row")
     planned = read_plan(uri, samples_per_prompt)
     return replace(planned, new_prompts=counts.new, duplicates=max(0, counts.seen - planned.num_prompts))
+
+
+def prompts_per_shard(shard_rows: int, samples_per_prompt: int) -> int:
+    """How many whole prompts make a shard of at most ``shard_rows`` rows; at least one."""
+    return max(1, shard_rows // samples_per_prompt)
 
 
 def read_plan(uri: str, samples_per_prompt: int) -> Plan:

@@ -5,8 +5,10 @@ A prompt's id is a hash of its content and nothing else, so reordering or extend
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from gzip import BadGzipFile
 from itertools import islice
 from typing import Any
 
@@ -78,7 +80,7 @@ def _to_prompt(row: _Row, config: PromptsConfig) -> Prompt:
         raise UserError(
             f"{row.place}: {problem}; mend the line, or set prompts.on_broken_line=fail_row to keep it as a failed row"
         )
-    raw = json.dumps(row.value, ensure_ascii=False, sort_keys=True, default=str)
+    raw = json.dumps(row.value, sort_keys=True, default=str)  # escaped: what is broken may be a character
     return Prompt(hashlib.sha256(raw.encode()).hexdigest()[:32], raw, error=f"{row.place}: {problem}")
 
 
@@ -88,13 +90,24 @@ def _shape_error(value: dict[str, Any], config: PromptsConfig) -> str | None:
         prompt = value.get(config.prompt_column)
         if prompt is None:
             return f"has neither {config.messages_column!r} (prompts.messages_column) nor {config.prompt_column!r}"
-        return None if isinstance(prompt, str) and prompt else f"{config.prompt_column!r} must be a non-empty string"
+        if not isinstance(prompt, str) or not prompt:
+            return f"{config.prompt_column!r} must be a non-empty string"
+        return None if _is_text(prompt) else f"{config.prompt_column!r} has half a character (a lone surrogate)"
     if not isinstance(messages, list) or not messages:
         return f"{config.messages_column!r} must be a non-empty list of role and content"
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             return f"each of {config.messages_column!r} needs a role and a content"
-    return None
+    return None if _is_text(json.dumps(messages, ensure_ascii=False, default=str)) else "has half a character"
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be stored: JSON may escape half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_rows(source: str, config: PromptsConfig) -> Iterator[_Row]:
@@ -122,15 +135,23 @@ def _is_prompt_file(path: str) -> bool:
     return path.endswith((".jsonl", ".jsonl.gz", ".parquet"))
 
 
+def _read_lines(path: str) -> Generator[bytes]:
+    try:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            yield from file
+    except (EOFError, BadGzipFile) as error:
+        raise UserError(f"prompts.source: {path.removeprefix('file://')} cannot be unpacked ({error})") from None
+
+
 def _read_jsonl(path: str) -> Iterator[_Row]:
-    with fsspec.open(path, "rb", compression="infer") as file:
-        for number, line in enumerate(file, start=1):
+    with closing(_read_lines(path)) as lines:
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             place = f"{path.removeprefix('file://')}:{number}"
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield _Row({"line": line.decode(errors="replace").rstrip("\n")}, place, f"is not JSON ({error})")
                 continue
             if isinstance(value, dict):
@@ -148,8 +169,18 @@ def _read_parquet(path: str) -> Iterator[_Row]:
         number = 0
         for batch in parquet.iter_batches(batch_size=READ_ROWS):
             for value in batch.to_pylist():
+                # Parquet gives every message each field that any of them has.
+                value = {key: _without_nulls(field) for key, field in value.items()}
                 yield _Row(value, f"{path.removeprefix('file://')}, row {number}")
                 number += 1
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def _read_hub(name: str, subset: str | None, split: str) -> Iterator[_Row]:

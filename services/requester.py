@@ -1,7 +1,8 @@
 """Calls the teacher with deadlines, retries and cancellation; the only place that decides what an error means.
 
 - The teacher is busy or scaling (`Fault.BUSY`): wait and try again, until the run's own no-progress deadline.
-- A reply is late (`Fault.LATE`): try again; after ``max_attempts`` its rows fail with that reason.
+- A reply is late (`Fault.LATE`): try again; after ``max_attempts`` its rows fail with that reason. It is not the
+  rows' fault while the teacher does not even answer a call without rows: then it counts as busy.
 - The replica died (`Fault.LOST`): try again elsewhere. A call that died twice is tried once more with nothing else of
   this client in flight, so that bystanders are cleared; one that dies alone as well is cut in halves, until the prompt
   that the engine cannot survive stands by itself and becomes a failed row.
@@ -21,6 +22,7 @@ from services.generation import GenerateRequest, GenerateResult
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
+MOST_DOUBLINGS = 10  # already longer than the longest pause; a float ends at 1023
 LOSSES_IN_COMPANY = 2  # after this many lost replicas a call is tried alone: one may be bad luck
 LOSSES_ALONE = 2  # a single prompt that ends two replicas by itself is poison
 
@@ -45,6 +47,7 @@ FAULTS = {
     "EngineDeadError": Fault.LOST,
     "NodeDiedError": Fault.LOST,
     "ObjectLostError": Fault.LOST,
+    "OutOfMemoryError": Fault.LOST,  # Ray's memory monitor ended the replica
     "OwnerDiedError": Fault.LOST,
     "RayActorError": Fault.LOST,
     "ReplicaUnavailableError": Fault.LOST,
@@ -81,7 +84,7 @@ class Requester:
                 fault = classify(error)
                 if fault is None:
                     raise
-            late += fault is Fault.LATE
+            late += fault is Fault.LATE and await self._is_answering()
             lost += fault is Fault.LOST
             if late >= self._max_attempts:
                 return _fail(requests, f"deadline: no answer in {late} times {self._deadline_s:.0f} s")
@@ -96,9 +99,11 @@ class Requester:
             try:
                 return await self._call(requests, alone=True)
             except Exception as error:
-                if classify(error) is not Fault.LOST:
-                    # Late or busy: as any other call, and back here when it dies again.
-                    return await self.complete(requests)
+                fault = classify(error)
+                if fault is None:
+                    raise
+            if fault is not Fault.LOST:  # late or busy: as any other call, and back here when it dies again
+                return await self.complete(requests)
             await asyncio.sleep(self._pause(attempt))
         if len(requests) == 1:
             return _fail(requests, f"poison: the replica died {LOSSES_ALONE} times while it answered this prompt alone")
@@ -110,13 +115,25 @@ class Requester:
             # The engine must not meet an id twice: an attempt that was given up may still be running there.
             number = next(self._calls)
             batch = [replace(each, request_id=f"{each.request_id}-{number}") for each in requests]
-            response = self._teacher.remote(batch)
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    return list(await response)
-            except (TimeoutError, asyncio.CancelledError):
-                response.cancel()
+            return await self._ask(batch)
+
+    async def _is_answering(self) -> bool:
+        try:
+            await self._ask([])
+        except Exception as error:
+            if classify(error) is None:
                 raise
+            return False
+        return True
+
+    async def _ask(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
+        response = self._teacher.remote(batch)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return list(await response)
+        except (TimeoutError, asyncio.CancelledError):
+            response.cancel()
+            raise
 
     @asynccontextmanager
     async def _whole_window(self) -> AsyncIterator[None]:
@@ -132,7 +149,8 @@ class Requester:
                     self._window.release()
 
     def _pause(self, attempt: int) -> float:
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**attempt) * self._rng.uniform(0.5, 1.5)
+        doubled = FIRST_PAUSE_S * 2.0 ** min(attempt, MOST_DOUBLINGS)
+        return min(LONGEST_PAUSE_S, doubled) * self._rng.uniform(0.5, 1.5)
 
 
 def classify(error: BaseException) -> Fault | None:

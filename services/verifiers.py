@@ -10,7 +10,7 @@ from configs.schema import VerifierName
 
 # An answer is the last boxed expression (MATH), or what follows the last "####" (GSM8K), or else the last number.
 _BOXED = "\\boxed{"
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
 def final_answer(verifier: VerifierName, completion: str) -> str | None:
@@ -35,7 +35,7 @@ def _exact_answer(completion: str) -> str | None:
     if _BOXED in completion:
         return _up_to_closing_brace(completion.rsplit(_BOXED, 1)[1])
     if "####" in completion:
-        return completion.rsplit("####", 1)[1].strip() or None
+        return completion.rsplit("####", 1)[1].strip().split("\n", 1)[0].strip() or None
     numbers = _NUMBER.findall(completion.replace(",", ""))
     return numbers[-1] if numbers else None
 
@@ -54,6 +54,7 @@ def _normalise(answer: str) -> str | Decimal:
     """Numbers by value, so that 1.50 is 1.5; anything else by its letters, without spaces and thousands commas."""
     text = answer.strip().rstrip(".").replace(",", "").replace(" ", "").removeprefix("$")
     try:
-        return Decimal(text)
+        number = Decimal(text)
     except InvalidOperation:
         return text
+    return text if number.is_nan() else number  # a NaN is equal to nothing, itself included

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import run_command
+from cluster.phases.generate import window_rows
 from configs.load import load_run_config, parse_run_config
 from configs.schema import RunConfig, TransferMode, VerifierName
+from services.pipeline import SHARDS_AT_ONCE
 from services.prompts import read_prompts
 from services.verifiers import is_correct
 
@@ -76,12 +78,13 @@ def test_recipe_evaluates_on_problems_that_are_no_prompts(recipe: Path) -> None:
 
 
 def test_recipe_keeps_its_clients_windows_full(recipe: Path) -> None:
-    """A client works on three shards at once: a wider window would never fill, a narrower one idles the teacher."""
+    """A client works on a few shards at once: a wider window would never fill, a narrower one idles the teacher."""
     config = load_run_config(recipe)
     generation, teacher = config.generation, config.teacher
-    rows_in_flight = generation.clients * generation.window_rows
+    window = window_rows(config)
+    rows_in_flight = generation.clients * window
     assert rows_in_flight >= teacher.max_replicas * teacher.engine.max_num_seqs
-    assert generation.window_rows <= 3 * generation.shard_rows
+    assert window <= SHARDS_AT_ONCE * generation.shard_rows
 
 
 def test_recipe_opens_with_the_command_that_runs_it(recipe: Path) -> None:

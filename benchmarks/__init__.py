@@ -1,0 +1,1 @@
+"""Measurements behind the documentation, each a program of its own: ``python -m benchmarks NAME``."""

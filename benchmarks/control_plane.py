@@ -1,0 +1,110 @@
+"""What our part of a row costs: prompts to committed Parquet on a teacher that costs nothing.
+
+``python -m benchmarks control_plane [--rows N] [--pairs N]`` prints rows a second, core-milliseconds a row (CPU time of
+the whole process tree), and the ratio to asking the teacher for one row a call, without any table. The two are measured
+in turns.
+"""
+
+import argparse
+import asyncio
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from configs.schema import GenerationConfig, SamplingConfig
+from services.acceptance import PlannedPrompt
+from services.client import to_request
+from services.template import PromptRenderer
+
+HANDLE_WINDOW = 256  # calls in flight of the other arm; more of them make it no faster
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One measurement."""
+
+    rows_per_s: float
+    core_ms_per_row: float
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line a pair and the medians."""
+    from benchmarks.run_echo import echo_cluster
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks control_plane", description=__doc__)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--handle-rows", type=int, default=2_000, help="rows of the arm of one call a row")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--rows-per-call", type=int, default=32)
+    parser.add_argument("--clients", type=int, default=1)
+    options = parser.parse_args(arguments)
+    generation = GenerationConfig(
+        shard_rows=512, window_rows=1024, rows_per_call=options.rows_per_call, clients=options.clients
+    )
+    pairs = []
+    with echo_cluster() as directory:
+        for _ in range(options.pairs):
+            ours, theirs = stream_rows(directory, options.rows, generation), ask_rows(directory, options.handle_rows)
+            pairs.append((ours, theirs))
+            print(
+                f"stream {ours.rows_per_s:8,.0f} rows/s {ours.core_ms_per_row:.3f} core-ms/row   one call a row "
+                f"{theirs.rows_per_s:8,.0f} rows/s {theirs.core_ms_per_row:.3f} core-ms/row   "
+                f"{ours.rows_per_s / theirs.rows_per_s:.1f} times",
+                flush=True,
+            )
+    print(
+        f"median: {statistics.median(ours.rows_per_s for ours, _ in pairs):,.0f} rows/s, "
+        f"{statistics.median(ours.core_ms_per_row for ours, _ in pairs):.3f} core-ms a row, "
+        f"{statistics.median(ours.rows_per_s / theirs.rows_per_s for ours, theirs in pairs):.1f} times one call a row"
+    )
+    return 0
+
+
+def stream_rows(directory: Path, num_rows: int, generation: GenerationConfig) -> Arm:
+    """Prompts that are planned, to shards that are committed; the start of the client actors is part of it."""
+    from benchmarks.run_echo import run_rows
+
+    before = cpu_s()
+    timing = run_rows(directory, num_rows, generation)
+    return Arm(num_rows / timing.stream_s, 1000 * (cpu_s() - before) / num_rows)
+
+
+def ask_rows(directory: Path, num_rows: int) -> Arm:
+    """The same prompts, each in a call of its own through a deployment handle."""
+    from ray import serve
+
+    from benchmarks.run_echo import APP_NAME, make_prompts
+
+    renderer = PromptRenderer.load(str(directory / "tokenizer"), None, {}, False)
+    handle, sampling = serve.get_app_handle(APP_NAME), SamplingConfig(max_tokens=32)
+
+    async def ask(prompt: Any, window: asyncio.Semaphore) -> None:
+        planned = PlannedPrompt(prompt.prompt_id, 0, prompt.prompt, None, renderer.render(prompt.prompt))
+        async with window:
+            [result] = await handle.generate.remote([to_request(planned, sampling)])
+        renderer.decode(result.samples[0].token_ids)
+
+    async def ask_all() -> None:
+        window = asyncio.Semaphore(HANDLE_WINDOW)
+        await asyncio.gather(*(ask(prompt, window) for prompt in make_prompts(num_rows)))
+
+    before, started = cpu_s(), time.monotonic()
+    asyncio.run(ask_all())
+    return Arm(num_rows / (time.monotonic() - started), 1000 * (cpu_s() - before) / num_rows)
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and all that it has started, the ones that have ended included."""
+    process = psutil.Process()
+    total = 0.0
+    for each in (process, *process.children(recursive=True)):
+        try:
+            times = each.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total

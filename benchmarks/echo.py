@@ -1,0 +1,105 @@
+"""A teacher without an engine: the answer to a prompt is a function of its tokens, and faults come when told.
+
+The benchmarks use it to measure what is ours alone, and the chaos tests to know every answer beforehand.
+"""
+
+import asyncio
+import logging
+import os
+import zlib
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from services.generation import GenerateRequest, GenerateResult, Sample
+
+LONGEST_ANSWER = 24  # tokens; prompts ask for fewer, so that some answers are truncated
+NEVER_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class EchoScript:
+    """How the teacher behaves. Token ids mark prompts; calls are counted by each replica from 0.
+
+    ``tally`` is a directory where each replica notes the tokens that it has made, whatever becomes of them.
+    """
+
+    latency_s: float = 0.0
+    die_on_token: int | None = None
+    refuse_token: int | None = None
+    die_at_calls: tuple[int, ...] = ()
+    hang_at_calls: tuple[int, ...] = ()
+    late_at_calls: tuple[int, ...] = ()
+    tally: str | None = None
+
+
+class EchoTeacher:
+    """A Serve deployment with the one method that clients call."""
+
+    def __init__(self, script: EchoScript) -> None:
+        self._script = script
+        self._calls = count()
+
+    async def generate(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
+        """Answer a micro-batch, or do what the script says instead."""
+        script, call = self._script, next(self._calls)
+        if script.latency_s:
+            await asyncio.sleep(script.latency_s)
+        if call in script.die_at_calls or any(script.die_on_token in each.prompt_token_ids for each in batch):
+            os._exit(1)
+        if call in script.hang_at_calls:
+            await asyncio.sleep(NEVER_S)
+        if call in script.late_at_calls:
+            raise TimeoutError("the script says that this call is late")
+        results = [answer(each, script.refuse_token) for each in batch]
+        if script.tally is not None:
+            _note(Path(script.tally), sum(len(sample.token_ids) for each in results for sample in each.samples))
+        return results
+
+
+def answer(request: GenerateRequest, refuse_token: int | None = None) -> GenerateResult:
+    """The prompt's tokens, rotated by the sample's index and repeated to a length that is a hash of both."""
+    if refuse_token is not None and refuse_token in request.prompt_token_ids:
+        return GenerateResult(request.request_id, error="the echo refuses this prompt")
+    samples = (_sample(request.prompt_token_ids, index, request.max_tokens) for index in range(request.n))
+    return GenerateResult(request.request_id, samples=tuple(samples))
+
+
+def _sample(prompt: list[int], index: int, max_tokens: int) -> Sample:
+    wanted = 1 + zlib.crc32(repr((prompt, index)).encode()) % LONGEST_ANSWER
+    start = index % len(prompt)
+    tokens = ((prompt[start:] + prompt[:start]) * (1 + wanted // len(prompt)))[: min(wanted, max_tokens)]
+    return Sample(tokens, "length" if wanted > max_tokens else "stop")
+
+
+def _note(tally: Path, tokens: int) -> None:
+    """One short line, appended at once: it is there even if the process ends right after."""
+    with open(tally / f"{os.getpid()}.tokens", "a") as file:
+        file.write(f"{tokens}\n")
+
+
+def tokens_made(tally: Path) -> int:
+    """Tokens of all answers that were given so far, by any replica."""
+    return sum(int(line) for file in tally.glob("*.tokens") for line in file.read_text().split())
+
+
+def deploy(
+    name: str, script: EchoScript, *, num_replicas: int = 1, num_cpus: float = 0.5, deadline_s: float = 60
+) -> None:
+    """Start the teacher as the Serve application ``name``, or replace it, and wait until its replicas answer."""
+    from ray import serve  # connected by the caller; readers of this module need no Ray
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+    deployment = serve.deployment(EchoTeacher).options(
+        name="echo",
+        num_replicas=num_replicas,
+        max_ongoing_requests=64,
+        health_check_period_s=0.5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=0.1,
+        ray_actor_options={"num_cpus": num_cpus},
+    )
+    target = serve.RunTarget(deployment.bind(script), name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=True, wait_for_ingress_deployment_creation=True)
+    serve.get_app_handle(name).generate.remote([]).result(timeout_s=deadline_s)

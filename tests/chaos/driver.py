@@ -1,0 +1,161 @@
+"""What `stillhouse run` does around the teacher, as a process that can be killed: plan, stream the shards, seal.
+
+``python -m tests.chaos.driver FILE``, a `DriverJob` as JSON; prints one JSON event a line. Running it again resumes.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig
+from configs.table import COMPLETIONS_SCHEMA
+from services.client import ClientSpec, TableJob
+from services.dataset import Seal, pending_shards, read_ledger, seal
+from services.plan import extend_plan, read_plan
+from services.prompts import Prompt, make_prompt
+from services.table import open_or_create
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+STOPPED = 2  # exit status of a command that ends with a sentence, as the program's own
+
+
+@dataclass(frozen=True, slots=True)
+class DriverJob:
+    """One run on a cluster that is there: ``prompts`` are plain strings, and every answer follows from them."""
+
+    address: str
+    app_name: str
+    run_dir: str
+    prompts: tuple[str, ...]
+    samples: int = 1
+    shard_rows: int = 8
+    rows_per_call: int = 4
+    window_rows: int = 16
+    clients: int = 1
+    max_tokens: int = 20
+    max_attempts: int = 4
+    request_deadline_s: float = 20.0
+    no_progress_s: float = 120.0
+    commit_deadline_s: float = 30.0
+    fault_dir: str = ""
+
+    @property
+    def prompts_uri(self) -> str:
+        return f"{self.run_dir}/prompts"
+
+    @property
+    def completions_uri(self) -> str:
+        return f"{self.run_dir}/completions"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "DriverJob":
+        values = json.loads(text)
+        return cls(**{**values, "prompts": tuple(values["prompts"])})
+
+
+def make_prompts(number: int) -> tuple[str, ...]:
+    """Different prompts of a few characters: the number in letters, said a few times."""
+    return tuple(_word(each) * (1 + each % 3) for each in range(number))
+
+
+def plan(job: DriverJob) -> None:
+    """Extend the plan and make sure that there is a table of completions."""
+    extend_plan(
+        job.prompts_uri,
+        _prompts(job),
+        samples_per_prompt=job.samples,
+        shard_rows=job.shard_rows,
+        commit_deadline_s=job.commit_deadline_s,
+    )
+    open_or_create(job.completions_uri, COMPLETIONS_SCHEMA, "completions")
+
+
+def tasks(job: DriverJob) -> list[dict[str, Any]]:
+    """The shards that are still to be made."""
+    pending = pending_shards(job.prompts_uri, job.completions_uri)
+    return [{"table": "completions", "shard": shard.shard, "path": shard.path} for shard in pending]
+
+
+def client_spec(job: DriverJob) -> ClientSpec:
+    """What a client needs to know of the job."""
+    sampling = SamplingConfig(n=job.samples, temperature=0.0, max_tokens=job.max_tokens)
+    table = TableJob(job.prompts_uri, job.completions_uri, sampling, AcceptanceConfig(), {"made.by": "chaos"})
+    return ClientSpec(
+        app_name=job.app_name,
+        tables={"completions": table},
+        tokenizer="",
+        tokenizer_revision=None,
+        chat_template_kwargs={},
+        trust_remote_code=False,
+        generation=GenerationConfig(
+            shard_rows=job.shard_rows,
+            clients=job.clients,
+            window_rows=job.window_rows,
+            rows_per_call=job.rows_per_call,
+            max_attempts=job.max_attempts,
+        ),
+        window_rows=job.window_rows,
+        request_deadline_s=job.request_deadline_s,
+        shard_deadline_s=job.no_progress_s,
+        commit_deadline_s=job.commit_deadline_s,
+    )
+
+
+def run(job: DriverJob) -> Iterator[dict[str, Any]]:
+    """All of the run; yields an event as each thing is done."""
+    plan(job)
+    todo = tasks(job)
+    yield {"event": "planned", "pending": len(todo), "pid": os.getpid()}
+    if todo:
+        import ray  # costs a second, which a run that only has to be sealed need not spend
+
+        import services.pipeline
+        from tests.chaos.clients import FAULTS_VARIABLE, ChaosClient
+
+        vars(services.pipeline).update(ShardClient=ChaosClient)
+        env_vars = {FAULTS_VARIABLE: job.fault_dir} if job.fault_dir else {}
+        ray.init(job.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env_vars})
+        for summary in services.pipeline.stream_shards(client_spec(job), todo):
+            yield {"event": "shard", **summary}
+    rows = read_plan(job.prompts_uri, job.samples).num_rows
+    yield {"event": "ledger", **read_ledger(job.completions_uri, rows).to_dict()}
+    sealed: Seal = seal(job.prompts_uri, job.completions_uri, job.samples)
+    yield {"event": "sealed", "version": sealed.version, "ledger": sealed.ledger.to_dict()}
+
+
+def main(path: str) -> int:
+    """Print the events of the job in a file; returns the exit status."""
+    started = time.monotonic()
+    try:
+        for event in run(DriverJob.from_json(Path(path).read_text())):
+            print(json.dumps(event | {"at": round(time.monotonic() - started, 2)}), flush=True)
+    except Exception as error:
+        print(json.dumps({"event": "stopped", "why": str(error)}), flush=True)
+        return STOPPED if isinstance(error, UserError) else 1
+    return 0
+
+
+def _prompts(job: DriverJob) -> Iterator[Prompt]:
+    return (make_prompt(text) for text in job.prompts)
+
+
+def _word(number: int) -> str:
+    """A number in base 26, at least three letters."""
+    word = ""
+    while number or len(word) < 3:
+        number, digit = divmod(number, len(LETTERS))
+        word = LETTERS[digit] + word
+    return word
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""Faults of the teacher on a real cluster: poison, hangs, late and refused calls, no replica, two commands at once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.echo import EchoScript, tokens_made
+from services.dataset import seal
+from tests.chaos.clients import POISON, REFUSED
+from tests.chaos.driver import STOPPED, DriverJob, make_prompts
+from tests.chaos.harness import Chaos, assert_exactly_once, read_completions
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
+
+
+@pytest.fixture
+def job(chaos: Chaos, request: pytest.FixtureRequest) -> Iterator[DriverJob]:
+    """A run and the name of a teacher of its own, which is gone afterwards."""
+    from ray import serve
+
+    name = request.node.name
+    yield DriverJob(chaos.address, name, str(chaos.temp / name), make_prompts(40))
+    serve.delete(name)
+
+
+def changed(job: DriverJob, **values: object) -> DriverJob:
+    return DriverJob(**{**{name: getattr(job, name) for name in job.__slots__}, **values})
+
+
+def test_poison_is_found_and_everything_else_is_answered(chaos: Chaos, job: DriverJob) -> None:
+    job = changed(job, prompts=(*make_prompts(20), f"a{POISON}", *make_prompts(24)[20:], REFUSED))
+    script = EchoScript(die_on_token=ord(POISON), refuse_token=ord(REFUSED))
+    chaos.deploy(job.app_name, script, num_replicas=2)
+    chaos.complete(job, timeout_s=200)
+    failed = {row["prompt"].strip('"'): row["reason"] for row in read_completions(job) if row["status"] == "failed"}
+    assert failed.pop(REFUSED) == "the echo refuses this prompt"
+    assert failed.pop(f"a{POISON}").startswith("poison: ")
+    assert failed == {}
+    ledger = seal(job.prompts_uri, job.completions_uri, 1).ledger
+    assert (ledger.planned, ledger.failed, ledger.pending) == (26, 2, 0)
+
+
+def test_hanging_and_late_calls_are_made_again(chaos: Chaos, job: DriverJob) -> None:
+    job = changed(job, request_deadline_s=3.0)
+    chaos.deploy(job.app_name, EchoScript(hang_at_calls=(2, 5), late_at_calls=(3,)), num_replicas=2)
+    chaos.complete(job)
+    assert_exactly_once(job)
+
+
+def test_replicas_that_die_while_answering_cost_only_what_was_in_flight(chaos: Chaos, job: DriverJob) -> None:
+    tally = Path(job.run_dir) / "tally"
+    tally.mkdir(parents=True)
+    chaos.deploy(job.app_name, EchoScript(die_at_calls=(6,), latency_s=0.05, tally=str(tally)), num_replicas=2)
+    chaos.complete(job)
+    assert_exactly_once(job)
+    sealed = sum(row["num_completion_tokens"] for row in read_completions(job))
+    assert tokens_made(tally) - sealed <= 0.1 * sealed
+
+
+def test_teacher_without_a_replica_stops_the_run_with_a_sentence_and_fails_no_row(chaos: Chaos, job: DriverJob) -> None:
+    chaos.deploy(job.app_name, EchoScript(hang_at_calls=tuple(range(1, 1000))), num_replicas=1)
+    stuck = changed(job, request_deadline_s=60.0, no_progress_s=3.0)
+    driver = chaos.start(stuck)
+    assert driver.wait(100) == STOPPED, driver.describe()
+    assert "(deadlines.no_progress): the teacher" in driver.events()[-1]["why"]
+    chaos.deploy(job.app_name, EchoScript(), num_replicas=1)
+    chaos.complete(job)
+    assert_exactly_once(job)
+
+
+def test_later_of_two_commands_goes_on_and_the_earlier_says_why_it_stops(chaos: Chaos, job: DriverJob) -> None:
+    chaos.deploy(job.app_name, EchoScript(latency_s=0.3), num_replicas=2)
+    job = changed(job, prompts=make_prompts(160), window_rows=8)
+    earlier = chaos.start(job)
+    earlier.wait_for(lambda events: any(event["event"] == "shard" for event in events))
+    later = chaos.start(job)
+    assert earlier.wait(150) == STOPPED, earlier.describe()
+    assert "a later command works on this run" in earlier.events()[-1]["why"]
+    assert later.wait(150) == 0, later.describe()
+    assert_exactly_once(job)
+
+
+def test_two_commands_at_the_same_moment_make_every_row_once(chaos: Chaos, job: DriverJob) -> None:
+    chaos.deploy(job.app_name, EchoScript(latency_s=0.1), num_replicas=2)
+    commands = [chaos.start(job), chaos.start(job)]
+    statuses = sorted(command.wait(150) for command in commands)
+    assert statuses[0] == 0, [command.describe() for command in commands]
+    assert_exactly_once(job)

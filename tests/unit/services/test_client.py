@@ -1,0 +1,39 @@
+"""What a prompt asks of the engine: the same whoever asks, and whenever."""
+
+import pytest
+
+from configs.schema import SamplingConfig
+from services.acceptance import PlannedPrompt
+from services.client import to_request
+from services.generation import GenerateRequest
+
+pytestmark = pytest.mark.unit
+
+
+def planned(prompt_id: str = "a", shard: int = 0, token_ids: tuple[int, ...] = (1, 2)) -> PlannedPrompt:
+    return PlannedPrompt(prompt_id, shard, '"x"', "5", list(token_ids))
+
+
+def test_to_request_carries_the_sampling_of_the_recipe() -> None:
+    sampling = SamplingConfig(n=3, temperature=0.5, top_p=0.9, top_k=7, max_tokens=11, stop=("END",))
+    request = to_request(planned(), sampling)
+    assert request == GenerateRequest("a", [1, 2], 3, 11, 0.5, 0.9, 7, ("END",), request.seed)
+
+
+def test_to_request_seed_depends_on_the_prompt_and_the_runs_seed_alone() -> None:
+    first = to_request(planned("a", 0), SamplingConfig(seed=1))
+    assert to_request(planned("a", 9), SamplingConfig(seed=1, temperature=0.1)).seed == first.seed
+    assert to_request(planned("b", 0), SamplingConfig(seed=1)).seed != first.seed
+    assert to_request(planned("a", 0), SamplingConfig(seed=2)).seed != first.seed
+
+
+def test_to_request_seed_is_the_same_in_every_process() -> None:
+    """A known value: a seed that changes between versions or processes would change the rows of a resumed run."""
+    assert to_request(planned("a"), SamplingConfig(seed=0)).seed == 502515194
+
+
+def test_to_request_seeds_fit_the_engine_and_spread() -> None:
+    seeds = {to_request(planned(str(number)), SamplingConfig()).seed for number in range(1000)}
+    assert len(seeds) == 1000
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**31

@@ -1,0 +1,378 @@
+"""Calls against a teacher that answers by a script, on a real event loop whose clock jumps."""
+
+import asyncio
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from services.generation import GenerateRequest, GenerateResult, Sample
+from services.requester import Fault, Requester, classify
+from tests.unit.services.clock import run
+
+pytestmark = pytest.mark.unit
+
+DEADLINE_S = 60.0
+NEVER_S = 1e9
+
+
+class BackPressureError(Exception):
+    """Of Serve's name: the replicas' queues are full."""
+
+
+class ActorDiedError(Exception):
+    """Of Ray's name: the replica is gone."""
+
+
+class EngineDead(RuntimeError):
+    """Of the engine's name."""
+
+
+@dataclass
+class Call:
+    """One call as the teacher saw it."""
+
+    prompts: list[str]
+    ids: list[str]
+    started: float
+    company: int
+    cancelled: bool = False
+
+
+# What to do with a call: seconds to answer in, or the error to raise. The number counts calls with these very prompts.
+Script = Callable[[list[str], int], float | BaseException]
+
+
+@dataclass
+class ScriptedTeacher:
+    """As a deployment handle's method; answers each prompt with its own name's code points."""
+
+    script: Script
+    probe: Callable[[], float | BaseException] = lambda: 0.1
+    calls: list[Call] = field(default_factory=list)
+    probes: list[Call] = field(default_factory=list)
+    in_flight: int = 0
+
+    def remote(self, batch: list[GenerateRequest]) -> "Reply":
+        prompts = [each.request_id.rsplit("-", 1)[0] for each in batch]
+        number = sum(call.prompts == prompts for call in self.calls)
+        now = asyncio.get_running_loop().time()
+        call = Call(prompts, [each.request_id for each in batch], now, self.in_flight)
+        if not batch:
+            self.probes.append(call)
+            return Reply(asyncio.ensure_future(act(self.probe())), call)
+        self.calls.append(call)
+        self.in_flight += 1
+        task = asyncio.ensure_future(self._answer(batch, prompts, number))
+        task.add_done_callback(self._end)
+        return Reply(task, call)
+
+    def _end(self, _: object) -> None:
+        self.in_flight -= 1
+
+    async def _answer(self, batch: list[GenerateRequest], prompts: list[str], number: int) -> list[GenerateResult]:
+        await act(self.script(prompts, number))
+        return [GenerateResult(each.request_id, (answer(prompts[i]),)) for i, each in enumerate(batch)]
+
+    @property
+    def most_in_flight(self) -> int:
+        return max(call.company + 1 for call in self.calls)
+
+
+@dataclass
+class Reply:
+    """As a deployment response: awaited once, and cancelled when nobody waits any more."""
+
+    task: "asyncio.Task[list[GenerateResult]]"
+    call: Call
+
+    def __await__(self) -> Generator[Any, None, list[GenerateResult]]:
+        return self.task.__await__()
+
+    def cancel(self) -> None:
+        self.call.cancelled = True
+        self.task.cancel()
+
+
+async def act(outcome: float | BaseException) -> list[GenerateResult]:
+    """Take the seconds that a script says, or raise its error."""
+    await asyncio.sleep(1.0 if isinstance(outcome, BaseException) else outcome)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return []
+
+
+def answer(prompt: str) -> Sample:
+    return Sample([ord(each) for each in prompt], "stop")
+
+
+def request(prompt: str) -> GenerateRequest:
+    return GenerateRequest(prompt, [1], 1, 8, 0.0, 1.0, 0, (), 0)
+
+
+def complete(
+    teacher: ScriptedTeacher, *calls: str, window_calls: int = 4, max_attempts: int = 3
+) -> list[list[GenerateResult]]:
+    """Complete all calls at once; a call is a string of one-letter prompts."""
+
+    async def main() -> list[list[GenerateResult]]:
+        requester = Requester(teacher, window_calls=window_calls, deadline_s=DEADLINE_S, max_attempts=max_attempts)
+        return list(await asyncio.gather(*(requester.complete([request(each) for each in call]) for call in calls)))
+
+    return run(main())
+
+
+def answered(results: list[GenerateResult]) -> str:
+    """Prompts whose samples came back, in order; a failed one is a dot."""
+    return "".join("." if each.error else "".join(map(chr, each.samples[0].token_ids)) for each in results)
+
+
+def errors(results: list[GenerateResult]) -> set[str]:
+    return {each.error for each in results if each.error}
+
+
+def test_complete_gives_every_request_its_own_result_in_order() -> None:
+    teacher = ScriptedTeacher(lambda prompts, _: {"a": 9.0, "d": 1.0}[prompts[0]])
+    assert [answered(each) for each in complete(teacher, "abc", "de")] == ["abc", "de"]
+    assert [call.prompts for call in teacher.calls] == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_complete_keeps_at_most_a_window_of_calls_in_flight() -> None:
+    teacher = ScriptedTeacher(lambda prompts, _: float(ord(prompts[0]) % 3 + 1))
+    results = complete(teacher, *"abcdefghij", window_calls=3)
+    assert "".join(map(answered, results)) == "abcdefghij"
+    assert teacher.most_in_flight == 3
+
+
+def test_complete_refusal_of_one_prompt_is_its_result_and_no_retry() -> None:
+    refused = GenerateResult("a-0", error="too long")
+
+    class Refusing(ScriptedTeacher):
+        async def _answer(self, *_: Any) -> list[GenerateResult]:
+            return [refused]
+
+    teacher = Refusing(lambda *_: 0.0)
+    assert complete(teacher, "a") == [[refused]]
+    assert len(teacher.calls) == 1
+
+
+def test_complete_busy_teacher_is_waited_for_however_long() -> None:
+    teacher = ScriptedTeacher(lambda _, number: BackPressureError("full") if number < 200 else 1.0)
+    [results] = complete(teacher, "ab", max_attempts=1)
+    assert answered(results) == "ab"
+    assert len(teacher.calls) == 201
+    pauses = [later.started - call.started for call, later in zip(teacher.calls, teacher.calls[1:], strict=False)]
+    assert pauses[0] < 2
+    assert min(pauses[10:]) > 5  # it is asked ever more rarely
+    assert max(pauses) < 20
+
+
+def test_complete_late_reply_is_cancelled_and_asked_for_again() -> None:
+    teacher = ScriptedTeacher(lambda _, number: NEVER_S if number == 0 else 1.0)
+    [results] = complete(teacher, "ab")
+    assert answered(results) == "ab"
+    assert [call.cancelled for call in teacher.calls] == [True, False]
+    assert teacher.calls[1].started >= DEADLINE_S
+    assert teacher.in_flight == 0
+
+
+def test_complete_teacher_that_times_out_itself_is_late() -> None:
+    teacher = ScriptedTeacher(lambda _, number: TimeoutError("engine") if number == 0 else 1.0)
+    [results] = complete(teacher, "a")
+    assert answered(results) == "a"
+
+
+def test_complete_rows_that_are_always_late_fail_with_the_deadline() -> None:
+    teacher = ScriptedTeacher(lambda prompts, _: NEVER_S if "b" in prompts else 1.0)
+    first, other = complete(teacher, "abc", "x", max_attempts=3)
+    assert answered(first) == "..."
+    assert [each.request_id for each in first] == ["a", "b", "c"]
+    assert errors(first) == {"deadline: no answer in 3 times 60 s"}
+    assert [call.cancelled for call in teacher.calls if "b" in call.prompts] == [True] * 3
+    assert answered(other) == "x"
+
+
+@pytest.mark.parametrize("silence", [NEVER_S, BackPressureError("full"), ActorDiedError("gone")])
+def test_complete_rows_do_not_fail_while_the_teacher_answers_nobody(silence: float | BaseException) -> None:
+    """Late replies of a teacher that does not answer a call without rows either are not the rows' fault."""
+    teacher = ScriptedTeacher(lambda _, number: NEVER_S if number < 10 else 1.0, probe=lambda: silence)
+    [results] = complete(teacher, "ab", max_attempts=2)
+    assert answered(results) == "ab"
+    assert len(teacher.calls) == 11
+
+
+def test_complete_fault_of_the_teacher_found_while_rows_are_late_travels() -> None:
+    teacher = ScriptedTeacher(lambda *_: NEVER_S, probe=lambda: ValueError("bad argument"))
+    with pytest.raises(ValueError, match="bad argument"):
+        complete(teacher, "a")
+
+
+def test_complete_gives_every_attempt_other_ids() -> None:
+    """An attempt that was given up may still run in the engine, which refuses an id that it knows."""
+    teacher = ScriptedTeacher(lambda _, number: [NEVER_S, BackPressureError(), ActorDiedError(), 1.0][number])
+    complete(teacher, "ab")
+    ids = [request_id for call in teacher.calls for request_id in call.ids]
+    assert len(ids) == len(set(ids)) == 8
+
+
+@pytest.mark.parametrize("error", [ActorDiedError("gone"), EngineDead("gone")])
+def test_complete_lost_replica_is_tried_elsewhere(error: Exception) -> None:
+    teacher = ScriptedTeacher(lambda _, number: error if number == 0 else 1.0)
+    first, second = complete(teacher, "ab", "c")
+    assert answered(first) + answered(second) == "abc"
+    assert [call.prompts for call in teacher.calls].count(["a", "b"]) == 2
+
+
+def poison(letters: str) -> Script:
+    """Any call with one of these prompts ends its replica, and with it every call in flight would."""
+    return lambda prompts, _: ActorDiedError("gone") if set(prompts) & set(letters) else 1.0
+
+
+def test_complete_poison_is_cut_out_of_its_call() -> None:
+    teacher = ScriptedTeacher(poison("c"))
+    [results] = complete(teacher, "abcdefgh")
+    assert answered(results) == "ab.defgh"
+    [error] = errors(results)
+    assert error.startswith("poison: the replica died 2 times")
+
+
+def test_complete_poison_is_found_by_halves() -> None:
+    call = "".join(chr(ord("A") + number) for number in range(32))
+    teacher = ScriptedTeacher(poison(call[-1]))
+    assert answered(complete(teacher, call)[0]) == f"{call[:-1]}."
+    assert len(teacher.calls) < 16  # each death costs a replica's start
+
+
+def test_complete_two_poisons_and_nothing_else_fail() -> None:
+    teacher = ScriptedTeacher(poison("ag"))
+    assert answered(complete(teacher, "abcdefgh")[0]) == ".bcdef.h"
+
+
+def test_complete_call_that_died_twice_is_tried_with_nothing_else_in_flight() -> None:
+    """While three others keep the window full with one call after another."""
+    teacher = ScriptedTeacher(
+        lambda prompts, _: ActorDiedError("gone") if "p" in prompts else 1.0 + ord(prompts[0]) % 7 / 4
+    )
+
+    async def work(requester: Requester, letters: str) -> str:
+        return "".join([answered(await requester.complete([request(each)])) for each in letters])
+
+    async def main() -> list[Any]:
+        requester = Requester(teacher, window_calls=3, deadline_s=DEADLINE_S, max_attempts=3)
+        workers = [work(requester, letters) for letters in ("abcdefgh", "ABCDEFGH", "01234567")]
+        return await asyncio.gather(requester.complete([request("p"), request("q")]), *workers)
+
+    suspect, *others = run(main())
+    assert answered(suspect) == ".q"
+    assert others == ["abcdefgh", "ABCDEFGH", "01234567"]
+    calls = [call for call in teacher.calls if "p" in call.prompts]
+    assert max(call.company for call in calls[:2]) > 0
+    assert len(calls) == 5  # twice in company, once alone with q, twice by itself
+    for alone in calls[2:]:
+        assert alone.company == 0
+        assert not any(alone.started < call.started < alone.started + 0.9 for call in teacher.calls)
+    assert teacher.calls[-1] not in calls  # the others go on afterwards
+
+
+def test_complete_bystanders_of_a_poison_are_cleared() -> None:
+    """One replica: whatever is in flight when the poison strikes is lost with it."""
+
+    class OneReplica(ScriptedTeacher):
+        async def _answer(self, batch: list[GenerateRequest], prompts: list[str], number: int) -> list[GenerateResult]:
+            incarnation = self.incarnation
+            await asyncio.sleep(1.0)
+            if "p" in prompts:
+                self.incarnation = object()
+            if incarnation is not self.incarnation:
+                raise ActorDiedError("gone")
+            return await super()._answer(batch, prompts, number)
+
+        incarnation: object = None
+
+    results = complete(OneReplica(lambda *_: 0.0), "ap", "bc", "de", "fg", window_calls=4)
+    assert [answered(each) for each in results] == ["a.", "bc", "de", "fg"]
+
+
+def test_complete_window_is_whole_again_after_an_isolation() -> None:
+    teacher = ScriptedTeacher(poison("p"))
+
+    async def main() -> list[list[GenerateResult]]:
+        requester = Requester(teacher, window_calls=3, deadline_s=DEADLINE_S, max_attempts=3)
+        first = await requester.complete([request("p")])
+        return [first, *await asyncio.gather(*(requester.complete([request(each)]) for each in "abcdef"))]
+
+    assert "".join(map(answered, run(main()))) == ".abcdef"
+    assert teacher.most_in_flight == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("bad argument"), RuntimeError("ended by the engine: abort")])
+def test_complete_error_of_any_other_kind_travels(error: Exception) -> None:
+    teacher = ScriptedTeacher(lambda *_: error)
+    with pytest.raises(type(error), match=str(error)):
+        complete(teacher, "a")
+    assert len(teacher.calls) == 1
+
+
+def test_complete_error_of_any_other_kind_travels_out_of_an_isolation() -> None:
+    def fail_third(_: list[str], number: int) -> float | BaseException:
+        return [ActorDiedError(), ActorDiedError(), ValueError("bad argument"), 1.0][number]
+
+    with pytest.raises(ValueError, match="bad argument"):
+        complete(ScriptedTeacher(fail_third), "a")
+
+
+def test_complete_late_reply_under_isolation_is_asked_for_again() -> None:
+    outcomes = [ActorDiedError(), ActorDiedError(), NEVER_S, BackPressureError(), 1.0]
+    teacher = ScriptedTeacher(lambda _, number: outcomes[number])
+    [results] = complete(teacher, "a")
+    assert answered(results) == "a"
+    assert [call.cancelled for call in teacher.calls] == [False, False, True, False, False]
+
+
+def test_complete_that_is_cancelled_cancels_its_call_and_frees_the_window() -> None:
+    teacher = ScriptedTeacher(lambda prompts, _: NEVER_S if prompts == ["a"] else 1.0)
+
+    async def main() -> list[GenerateResult]:
+        requester = Requester(teacher, window_calls=1, deadline_s=DEADLINE_S, max_attempts=3)
+        task = asyncio.ensure_future(requester.complete([request("a")]))
+        await asyncio.sleep(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await requester.complete([request("b")])
+
+    assert answered(run(main())) == "b"
+    assert [call.cancelled for call in teacher.calls] == [True, False]
+
+
+def test_complete_busy_teacher_is_waited_for_even_a_thousand_times() -> None:
+    teacher = ScriptedTeacher(lambda _, number: BackPressureError("full") if number < 1100 else 1.0)
+    assert answered(complete(teacher, "a")[0]) == "a"
+
+
+def test_classify_knows_rays_own_errors() -> None:
+    """By their names, so that a release of Ray that renames one is noticed here."""
+    from ray import exceptions
+
+    assert classify(exceptions.ActorDiedError()) is Fault.LOST
+    assert classify(exceptions.ActorUnavailableError("busy network", b"0" * 16)) is Fault.LOST
+    assert classify(exceptions.WorkerCrashedError()) is Fault.LOST
+    assert classify(exceptions.NodeDiedError("gone")) is Fault.LOST
+    assert classify(exceptions.GetTimeoutError("late")) is Fault.LATE
+    assert classify(exceptions.TaskCancelledError()) is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "fault"), [(EngineDead("gone"), Fault.LOST), (TimeoutError(), Fault.LATE), (ValueError("bad"), None)]
+)
+def test_classify_sees_through_what_ray_wraps_around_a_replicas_error(cause: Exception, fault: Fault | None) -> None:
+    from ray.exceptions import RayTaskError
+
+    assert classify(RayTaskError("generate", "traceback", cause).as_instanceof_cause()) is fault
+
+
+def test_classify_replica_that_ran_out_of_memory_is_lost() -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    assert classify(OutOfMemoryError("worker killed")) is Fault.LOST
