@@ -89,7 +89,7 @@ def deploy(
     """Start the teacher as the Serve application ``name``, or replace it, and wait until its replicas answer."""
     from ray import serve  # connected by the caller; readers of this module need no Ray
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after its import, which sets it
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
     deployment = serve.deployment(EchoTeacher).options(
         name="echo",

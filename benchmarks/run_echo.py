@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,9 @@ def make_tokenizer(directory: Path) -> None:
     build_character_tokenizer(CHARACTERS).save_pretrained(directory)
 
 
-def run_rows(directory: Path, num_rows: int, generation: GenerationConfig) -> Timing:
+def run_rows(
+    directory: Path, num_rows: int, generation: GenerationConfig, on_shard: Callable[[], None] = lambda: None
+) -> Timing:
     """Plan, make and seal a run of ``num_rows`` prompts in a directory of its own below ``directory``."""
     from services.pipeline import stream_shards  # imports Ray
 
@@ -99,8 +101,8 @@ def run_rows(directory: Path, num_rows: int, generation: GenerationConfig) -> Ti
     pending = pending_shards(prompts_uri, completions_uri)
     tasks = [{"table": "completions", "shard": shard.shard, "path": shard.path} for shard in pending]
     table = TableJob(prompts_uri, completions_uri, SamplingConfig(max_tokens=32), AcceptanceConfig(), {})
-    done = sum(1 for _ in stream_shards(client_spec(directory, table, generation), tasks))
-    assert done == len(tasks)
+    for _ in stream_shards(client_spec(directory, table, generation), tasks):
+        on_shard()
     streamed = time.monotonic()
     ledger = seal(prompts_uri, completions_uri, 1).ledger
     assert (ledger.planned, ledger.pending, ledger.failed) == (num_rows, 0, 0)

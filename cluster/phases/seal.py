@@ -7,21 +7,28 @@ from deltalake import DeltaTable
 from cluster.context import RunContext
 from configs.errors import UserError
 from services.dataset import seal
+from services.table import remove_orphans
+
+ORPHAN_GRACE_S = 86_400.0  # longer than any attempt that could still commit its file
 
 
 def seal_dataset(ctx: RunContext) -> dict[str, Any]:
     """Write ``manifest.json``; done when it pins the table's present version and no prompt was planned since."""
-    versions = {
+    record = ctx.run_dir.phase_record("seal")
+    if record is not None and record["versions"] == _versions(ctx):
+        return record
+    return ctx.finish("seal", lambda: _seal(ctx))
+
+
+def _versions(ctx: RunContext) -> dict[str, int]:
+    return {
         "completions": DeltaTable(ctx.run_dir.completions_uri).version(),
         "prompts": DeltaTable(ctx.run_dir.prompts_uri).version(),
     }
-    record = ctx.run_dir.phase_record("seal")
-    if record is not None and record["versions"] == versions:
-        return record
-    return ctx.finish("seal", lambda: _seal(ctx, versions))
 
 
-def _seal(ctx: RunContext, versions: dict[str, int]) -> dict[str, Any]:
+def _seal(ctx: RunContext) -> dict[str, Any]:
+    remove_orphans(ctx.run_dir.completions_uri, ORPHAN_GRACE_S)
     sealed = seal(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri, ctx.config.sampling.n)
     if sealed.ledger.accepted == 0:
         raise UserError(
@@ -29,4 +36,4 @@ def _seal(ctx: RunContext, versions: dict[str, int]) -> dict[str, Any]:
             f"look at the column reason in {ctx.run_dir.completions_uri}"
         )
     ctx.run_dir.write_json("manifest.json", sealed.to_dict())
-    return {"versions": versions, "ledger": sealed.ledger.to_dict()}
+    return {"versions": _versions(ctx), "ledger": sealed.ledger.to_dict()}
