@@ -15,7 +15,6 @@ from cluster.phases.train import train
 
 Phase = Callable[[RunContext], Any]
 
-PLAN: tuple[Phase, ...] = (plan,)
 GENERATE: tuple[Phase, ...] = (make_teacher, plan, generate, seal_dataset, hand_over)
 TRAIN: tuple[Phase, ...] = (train,)
 EVALUATE: tuple[Phase, ...] = (evaluate,)
