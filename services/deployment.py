@@ -39,8 +39,8 @@ def build_llm_config(
         engine_kwargs=_engine_kwargs(teacher, on_gpu),
         accelerator_type=teacher.accelerator_type if on_gpu else None,
         accelerator_config=None if on_gpu else {"kind": "cpu"},
-        # In process the replica itself is the engine; a worker's bundle would reserve a core that nobody uses.
-        placement_group_config={"bundles": [{"CPU": 0}]} if in_process else None,
+        # On a CPU the replica's own bundle has the engine's cores; a worker's would reserve one that nobody uses.
+        placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0}]},
         deployment_config={
             "max_ongoing_requests": MAX_ONGOING_CALLS,
             "max_constructor_retry_count": CONSTRUCTOR_TRIES,
@@ -58,7 +58,9 @@ def build_llm_config(
 def start_teacher(llm_config: LLMConfig, kind: EngineKind, app_name: str, *, http: bool = False) -> None:
     """Ask Serve for the application and return at once; `wait_until_ready` waits for it."""
     if http:
-        app = build_openai_app({"llm_configs": [llm_config]})
+        # The ingress only passes requests on; on two cores a CPU of its own would never be free.
+        ingress = {"ray_actor_options": {"num_cpus": 0}, "num_replicas": 1, "autoscaling_config": None}
+        app = build_openai_app({"llm_configs": [llm_config], "ingress_deployment_config": ingress})
     else:
         bind_kwargs = {"engine_cls": InProcessEngine} if kind is EngineKind.IN_PROCESS else {}
         app = build_llm_deployment(
