@@ -15,10 +15,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
@@ -31,6 +32,8 @@ WRITER = "writer"  # application transaction whose version numbers the commands 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 COMPRESSION = "zstd"
+BOUND_CHARACTERS = 32  # of a text, as Spark's writer keeps: prompts and completions must not fill the log
+LAST_CHARACTER = "\U0010ffff"
 
 Outcome = TypeVar("Outcome")
 
@@ -117,13 +120,36 @@ def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str]) -> 
     with fsspec.open(path, "wb") as file:
         pq.write_table(rows, file, compression=COMPRESSION)
     filesystem, stored = fsspec.url_to_fs(path)
-    statistics = {
-        "numRecords": rows.num_rows,
-        "minValues": {"shard": shard},
-        "maxValues": {"shard": shard},
-        "nullCount": {column: rows.column(column).null_count for column in rows.column_names},
+    return AddAction(name, filesystem.size(stored), {}, int(time.time() * 1000), True, json.dumps(_statistics(rows)))
+
+
+def _statistics(rows: pa.Table) -> dict[str, Any]:
+    """Delta's statistics of a file, bounds of every plain column included.
+
+    Readers skip files by them, and delta-rs takes a bound that is missing for one that nothing is within.
+    """
+    bounds = {
+        name: pc.min_max(column).as_py()
+        for name, column in zip(rows.column_names, rows.columns, strict=True)
+        if not pa.types.is_nested(column.type)
     }
-    return AddAction(name, filesystem.size(stored), {}, int(time.time() * 1000), True, json.dumps(statistics))
+    return {
+        "numRecords": rows.num_rows,
+        "minValues": {name: _lower(bound["min"]) for name, bound in bounds.items()},
+        "maxValues": {name: _upper(bound["max"]) for name, bound in bounds.items()},
+        "nullCount": {name: rows.column(name).null_count for name in rows.column_names},
+    }
+
+
+def _lower(bound: Any) -> Any:
+    return bound[:BOUND_CHARACTERS] if isinstance(bound, str) else bound
+
+
+def _upper(bound: Any) -> Any:
+    """A prefix is less than the whole, so a bound that is cut is raised above everything that begins with it."""
+    if isinstance(bound, str) and len(bound) > BOUND_CHARACTERS:
+        return bound[:BOUND_CHARACTERS] + LAST_CHARACTER
+    return bound
 
 
 def commit(

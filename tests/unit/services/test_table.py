@@ -4,10 +4,12 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -237,7 +239,8 @@ def test_log_carries_statistics_that_other_engines_can_use(uri: Path) -> None:
     action = write(uri, shard=7)
     statistics = json.loads(action.stats)
     assert statistics["numRecords"] == 3
-    assert statistics["minValues"] == statistics["maxValues"] == {"shard": 7}
+    assert statistics["minValues"]["shard"] == statistics["maxValues"]["shard"] == 7
+    assert (statistics["minValues"]["prompt_id"], statistics["maxValues"]["prompt_id"]) == ("a", "c")
 
 
 def claim_table(uri: Path) -> int:
@@ -336,3 +339,19 @@ def test_store_that_is_told_to_overwrite_is_refused(uri: Path, monkeypatch: pyte
     monkeypatch.setenv("AWS_S3_ALLOW_UNSAFE_RENAME", "true")
     with pytest.raises(UserError, match="unset AWS_S3_ALLOW_UNSAFE_RENAME"):
         require_put_if_absent(str(uri))
+
+
+def test_filters_of_readers_find_the_rows_that_match(tmp_path: Path) -> None:
+    import duckdb
+    import polars
+
+    uri = tmp_path / "completions"
+    long = "x" * 100
+    rows = [make_row(f"{n:032x}", 0, 0, RowStatus.ACCEPTED if n else RowStatus.REJECTED) for n in range(4)]
+    commit_rows(uri, [replace(row, prompt=long + str(n)) for n, row in enumerate(rows)], 0)
+    dataset = DeltaTable(uri).to_pyarrow_dataset()
+    accepted = pc.field("status") == "accepted"
+    assert dataset.to_table(filter=accepted).num_rows == 3
+    assert dataset.to_table(filter=pc.field("prompt") == long + "3").num_rows == 1
+    assert duckdb.sql("select count(*) from dataset where status = 'accepted'").fetchall() == [(3,)]
+    assert polars.scan_delta(str(uri)).filter(polars.col("prompt") == long + "3").collect().height == 1
