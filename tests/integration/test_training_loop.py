@@ -20,6 +20,8 @@ from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.loop import train
 from training.parallel import joined_world
 
+pytestmark = pytest.mark.integration
+
 
 class Killed(Exception):
     """Stands for a process that ends in the middle of a run."""
