@@ -71,16 +71,21 @@ class Page(HTMLParser):
         self.shown += data
 
 
-def test_page_tells_the_reports_numbers() -> None:
-    page = Page(render_page(make_report(), make_metrics(), LENGTHS))
+@pytest.fixture(scope="module")
+def text() -> str:
+    return render_page(make_report(), make_metrics(), LENGTHS)
+
+
+def test_page_tells_the_reports_numbers(text: str) -> None:
+    page = Page(text)
     for number in ("98.2", "96.1", "97.9", "5,887", "110", "179,508", "381,229", "0.29.0"):
         assert number in page.shown
     assert page.tags.count("svg") >= 6
     assert "<svg" not in page.shown
 
 
-def test_page_loads_nothing_from_outside() -> None:
-    page = Page(render_page(make_report(), make_metrics(), LENGTHS))
+def test_page_loads_nothing_from_outside(text: str) -> None:
+    page = Page(text)
     assert "script" not in page.tags
     assert not [address for address in page.loaded if not address.startswith("#")]
 
@@ -90,13 +95,12 @@ def test_page_of_a_run_without_evaluation_says_so() -> None:
     assert "not measured" in Page(render_page(report, make_metrics(), LENGTHS)).shown.lower()
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a & b"])
-def test_page_escapes_names(name: str) -> None:
+def test_page_escapes_names() -> None:
+    name = "<script>alert(1)</script> a & b"
     page = Page(render_page(make_report(name=name), make_metrics(), LENGTHS))
     assert "script" not in page.tags
     assert name in page.shown
 
 
-def test_page_is_the_same_for_the_same_report() -> None:
-    pages = {render_page(make_report(), make_metrics(), LENGTHS) for _ in range(2)}
-    assert len(pages) == 1
+def test_page_is_the_same_for_the_same_report(text: str) -> None:
+    assert render_page(make_report(), make_metrics(), LENGTHS) == text

@@ -10,6 +10,8 @@ from tests.unit.training.tiny import make_job
 from training.generate import complete_greedy
 from training.model import build_model, load_tokenizer
 
+pytestmark = pytest.mark.integration
+
 PROMPTS = [[1, 4, 13, 5, 14], [1, 4, 5, 6, 13, 7, 8, 14], [1, 9], [1, 4, 13, 5, 14]]
 
 
