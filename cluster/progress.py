@@ -101,7 +101,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         if self._live is not None:
-            self._live.console.print(text, highlight=False)
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
