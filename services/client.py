@@ -1,7 +1,7 @@
-"""The Ray Data actor that turns shards of prompts into committed shards of completions.
+"""The Ray Data actor that turns shards of prompts into stored shards of completions, which the pipeline commits.
 
 It is a synchronous UDF with an event loop of its own on a thread: several shards are under way at once and share one
-window of calls, so a shard's last rows never leave the teacher idle. One shard is one task, one file, one commit.
+window of calls, so a shard's last rows never leave the teacher idle. One shard is one task and one file.
 """
 
 import asyncio
@@ -9,22 +9,20 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable
 
 from configs.errors import DeadlineExceeded, UserError
 from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig, TruncationPolicy
-from configs.table import COMPLETIONS_SCHEMA, RowStatus
+from configs.table import RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
-from services.dataset import count_rows
 from services.generation import GenerateRequest, GenerateResult
 from services.plan import read_shard
 from services.requester import Requester
-from services.table import commit, is_committed, require_newest, write_file
+from services.table import write_file
 from services.template import PromptRenderer
 
 SUMMARY_SCHEMA = pa.schema(
@@ -35,6 +33,7 @@ SUMMARY_SCHEMA = pa.schema(
         ("rejected", pa.int64()),
         ("failed", pa.int64()),
         ("completion_tokens", pa.int64()),
+        ("file", pa.string()),  # what the log has to say of the file: the fields of an `AddAction`, as JSON
         ("error", pa.string()),  # why the run must stop; Ray would lose the kind of an exception on its way
     ]
 )
@@ -66,7 +65,6 @@ class ClientSpec:
     request_deadline_s: float
     shard_deadline_s: float
     commit_deadline_s: float
-    writers: dict[str, int] = field(default_factory=dict)  # of each claimed table, filled in by `stream_shards`
 
 
 class ShardClient:
@@ -91,7 +89,7 @@ class ShardClient:
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Make and commit each shard of the block; one that is committed already is counted as it is there."""
+        """Make and store each shard of the block."""
         summaries = []
         for task in block.to_pylist():
             try:
@@ -101,19 +99,18 @@ class ShardClient:
         return pa.Table.from_pylist(summaries, schema=SUMMARY_SCHEMA)
 
     def _make_shard(self, table: str, shard: int, path: str) -> dict[str, Any]:
-        job, app_id, writer = self._spec.tables[table], f"shard-{shard}", self._spec.writers.get(table)
-        present = DeltaTable(job.completions_uri)
-        if is_committed(present, app_id):
-            return _summary(table, shard, count_rows(present, shard), completion_tokens=0)
-        if writer is not None:
-            require_newest(present, writer)
+        job = self._spec.tables[table]
         rows = self._wait_for_rows(job, shard, path)
-        action = write_file(job.completions_uri, rows_to_table(rows), shard, job.footer)
         deadline_s = self._spec.commit_deadline_s
-        if not commit(job.completions_uri, COMPLETIONS_SCHEMA, [action], app_id, deadline_s, writer=writer):
-            return _summary(table, shard, count_rows(DeltaTable(job.completions_uri), shard), completion_tokens=0)
-        tokens = sum(row.num_completion_tokens for row in rows)
-        return _summary(table, shard, Counter(row.status for row in rows), tokens)
+        action = write_file(job.completions_uri, rows_to_table(rows), shard, job.footer, deadline_s)
+        counts = Counter(row.status for row in rows)
+        return {
+            "table": table,
+            "shard": shard,
+            **{status.value: counts[status] for status in RowStatus},
+            "completion_tokens": sum(row.num_completion_tokens for row in rows),
+            "file": json.dumps(asdict(action)),
+        }
 
     def _wait_for_rows(self, job: TableJob, shard: int, path: str) -> list[Row]:
         prompts = read_shard(job.prompts_uri, path).to_pylist()
@@ -178,11 +175,6 @@ class ShardClient:
         if result is None or error is not None:
             return failed_rows(prompt, job.sampling.n, error or "no result")
         return judge(prompt, result, self._renderer.decode, job.acceptance, job.sampling.truncation)
-
-
-def _summary(table: str, shard: int, counts: Mapping[str, int], completion_tokens: int) -> dict[str, Any]:
-    statuses = {status.value: counts[status] for status in RowStatus}
-    return {"table": table, "shard": shard, "completion_tokens": completion_tokens} | statuses
 
 
 def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateRequest:

@@ -61,9 +61,9 @@ def read_ledger(uri: str, planned_rows: int) -> Ledger:
     return _count(list(shard_files(DeltaTable(uri))), planned_rows)
 
 
-def count_rows(table: DeltaTable, shard: int) -> dict[str, int]:
+def count_rows(file: ShardFile) -> dict[str, int]:
     """How many rows of a committed shard ended in each state, from the log's statistics alone."""
-    ledger = _count([file for file in shard_files(table) if file.shard == shard], 0)
+    ledger = _count([file], 0)
     return {
         RowStatus.ACCEPTED: ledger.accepted,
         RowStatus.REJECTED: ledger.rejected,

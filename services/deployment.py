@@ -1,6 +1,7 @@
 """Starts and ends the teacher's Ray Serve application, with settings that are safe for long generations."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,25 @@ def wait_until_ready(app_name: str, deadline_s: float, on_wait: Callable[[str], 
             )
         on_wait(_last_line(messages))
         time.sleep(POLL_S)
+
+
+def describe_teacher(app_name: str) -> str:
+    """The teacher's replicas by state and Serve's last message, in a few words.
+
+    Raises:
+        UserError: Serve has given up on the teacher.
+    """
+    app = serve.status().applications.get(app_name)
+    if app is None:
+        raise UserError(f"the teacher {app_name} is not deployed any more; run the command again")
+    messages = [app.message, *(each.message for each in app.deployments.values())]
+    if app.status == ApplicationStatus.DEPLOY_FAILED:
+        raise UserError(f"the teacher could not start again: {_last_line(messages)}")
+    states = Counter[str]()
+    for deployment in app.deployments.values():
+        states.update({str(state): number for state, number in deployment.replica_states.items() if number})
+    replicas = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "no replica"
+    return f"{replicas}; {_last_line(messages)}"
 
 
 def delete_teacher(app_name: str) -> None:

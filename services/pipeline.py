@@ -1,31 +1,85 @@
-"""The Ray Data pipeline of GENERATE: pending shards stream through a few long-lived client actors."""
+"""The Ray Data pipeline of GENERATE: pending shards stream through a few long-lived client actors and are committed.
 
+The process that runs it is the only writer of its tables: clients store files, and all files that are ready are added
+in one transaction. So a cluster of many clients does not race for the log, and a client holds nothing of it.
+"""
+
+import json
 import logging
-from collections.abc import Generator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from functools import partial
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import Any
 
 import ray
+from deltalake.transaction import AddAction
 from ray.data import ActorPoolStrategy, DataContext
 
-from configs.errors import UserError
+from configs.errors import DeadlineExceeded, UserError
 from configs.table import COMPLETIONS_SCHEMA
 from services.client import ClientSpec, ShardClient
-from services.table import claim
+from services.dataset import count_rows
+from services.table import TableWriter
 
 SHARDS_AT_ONCE = 3  # of one client: the next shards' rows fill the window while the last rows of one are awaited
 CLIENT_CPUS = 0.5  # a client mostly waits for the teacher; on two cores it must fit beside one replica
+COMMIT_EVERY_S = 0.5  # a transaction costs some 30 ms of a core, however many shards are in it
+SILENCES = 10  # reports of no progress before the run gives up
+STREAM_END_S = 5.0  # for the pipeline to end by itself before its cluster is taken away
+
+Summary = dict[str, Any]
 
 
-def stream_shards(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[dict[str, Any]]:
+def stream_shards(
+    spec: ClientSpec, tasks: list[dict[str, Any]], on_silence: Callable[[float, int], None] = lambda *_: None
+) -> Generator[Summary]:
     """Make the shard of each task ``{table, shard, path}``; yields a summary as each is committed.
 
-    Claims the tables first: of two commands on one run the later goes on, and the earlier stops.
+    Claims the tables first: of two commands on one run the later goes on, and the earlier stops. ``on_silence`` is told
+    of the seconds without a shard and of the shards that are missing, ten times before the run gives up.
 
     Raises:
-        UserError: a client says why the run cannot go on, such as a deadline or a later command.
+        UserError: why the run cannot go on, such as a later command.
+        DeadlineExceeded: no shard came for ``spec.shard_deadline_s``; Ray Data itself would wait for ever.
     """
-    spec = replace(spec, writers=_claim(spec, {task["table"] for task in tasks}))
+    uris = {name: spec.tables[name].completions_uri for name in sorted({task["table"] for task in tasks})}
+    writers = {name: TableWriter(uri, COMPLETIONS_SCHEMA, spec.commit_deadline_s) for name, uri in uris.items()}
+    committed = {(name, file.shard): file for name, writer in writers.items() for file in writer.files()}
+    waiting = set()
+    for task in tasks:
+        key = task["table"], task["shard"]
+        if key in committed:  # by another command, before this one claimed the table
+            yield {"table": key[0], "shard": key[1], "completion_tokens": 0, **count_rows(committed[key])}
+        else:
+            waiting.add(key)
+    if not waiting:
+        return
+
+    def watch(silent_s: float) -> None:
+        for writer in writers.values():
+            writer.require_newest()
+        on_silence(silent_s, len(waiting))
+
+    todo = [task for task in tasks if (task["table"], task["shard"]) in waiting]
+    with _Stream(partial(_run_clients, spec, todo)) as stream:
+        while waiting:
+            summaries, error = stream.take(spec.shard_deadline_s, watch)
+            fresh = {(each["table"], each["shard"]): each for each in summaries}
+            fresh = {key: each for key, each in fresh.items() if key in waiting}  # Ray may run a lost task again
+            for name, writer in writers.items():
+                if files := [_to_action(each.pop("file")) for key, each in fresh.items() if key[0] == name]:
+                    writer.add(files)
+            waiting -= fresh.keys()
+            yield from fresh.values()
+            if error is not None and waiting:
+                raise error
+
+
+def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Summary]:
+    """The clients' summaries, as they come."""
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the run has one progress display of its own
     context.max_errored_blocks = 0  # a block that fails is a fault of the run, never a silent loss
@@ -52,6 +106,61 @@ def stream_shards(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[di
         yield summary
 
 
-def _claim(spec: ClientSpec, names: set[str]) -> dict[str, int]:
-    uris = {name: spec.tables[name].completions_uri for name in sorted(names)}
-    return {name: claim(uri, COMPLETIONS_SCHEMA, spec.commit_deadline_s) for name, uri in uris.items()}
+def _to_action(file: str) -> AddAction:
+    return AddAction(**json.loads(file))
+
+
+class _Stream:
+    """Runs the clients on a thread, so that what they report can be taken together, and with a deadline."""
+
+    def __init__(self, summaries: Callable[[], Generator[Summary]]) -> None:
+        self._summaries = summaries
+        self._queue: Queue[Summary | Exception] = Queue()
+        self._stop = Event()
+        self._taken_at = 0.0
+        self._thread = Thread(target=self._pump, name="generate-stream", daemon=True)
+
+    def __enter__(self) -> "_Stream":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=STREAM_END_S)
+
+    def take(self, deadline_s: float, on_silence: Callable[[float], None]) -> tuple[list[Summary], Exception | None]:
+        """All summaries that are there, at least one, and the error that ended the stream after them, if any."""
+        items = [self._first(deadline_s, on_silence)]
+        time.sleep(max(0.0, self._taken_at + COMMIT_EVERY_S - time.monotonic()))
+        self._taken_at = time.monotonic()
+        items += self._rest()
+        summaries = [each for each in items if isinstance(each, dict)]
+        return summaries, next((each for each in items if isinstance(each, Exception)), None)
+
+    def _first(self, deadline_s: float, on_silence: Callable[[float], None]) -> Summary | Exception:
+        for silence in range(1, SILENCES + 1):
+            try:
+                return self._queue.get(timeout=deadline_s / SILENCES)
+            except Empty:
+                on_silence(silence * deadline_s / SILENCES)
+        return DeadlineExceeded(
+            f"generation made no progress for {deadline_s:.0f} s (deadlines.no_progress): no shard was finished"
+        )
+
+    def _rest(self) -> Iterator[Summary | Exception]:
+        try:
+            while True:
+                yield self._queue.get_nowait()
+        except Empty:
+            return
+
+    def _pump(self) -> None:
+        try:
+            with closing(self._summaries()) as stream:
+                for summary in stream:
+                    self._queue.put(summary)
+                    if self._stop.is_set():
+                        return
+            self._queue.put(UserError("the teacher's clients ended before all shards were made; run the command again"))
+        except Exception as error:  # raised again by the reader
+            self._queue.put(error)

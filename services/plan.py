@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from configs.errors import UserError
 from configs.table import PROMPTS_SCHEMA
 from services.prompts import Prompt
-from services.table import commit, open_or_create, shard_files, write_file
+from services.table import ShardFile, TableWriter, open_or_create, shard_files, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,19 @@ def extend_plan(
     Raises:
         UserError: there is no prompt at all, or another process extended the same plan meanwhile.
     """
-    table = open_or_create(uri, PROMPTS_SCHEMA, "prompts")
-    version, first_shard = table.version(), sum(1 for _ in shard_files(table))
+    planned_before = list(shard_files(open_or_create(uri, PROMPTS_SCHEMA, "prompts")))
     size = prompts_per_shard(shard_rows, samples_per_prompt)
     actions, counts = [], _Counts()
     with _KnownIds() as known:
-        known.add(_planned_ids(uri, table))
+        known.add(_planned_ids(uri, planned_before))
         fresh = _take_new(prompts, known, counts)
-        for shard, members in enumerate(_in_groups(fresh, size), start=first_shard):
-            actions.append(write_file(uri, _to_table(members, shard), shard, {}))
-    if actions and not commit(uri, PROMPTS_SCHEMA, actions, f"plan-{version}", commit_deadline_s):
-        raise UserError(f"another process planned the same run at the same time ({uri}); run the command again")
+        for shard, members in enumerate(_in_groups(fresh, size), start=len(planned_before)):
+            actions.append(write_file(uri, _to_table(members, shard), shard, {}, commit_deadline_s))
+    if actions:
+        writer = TableWriter(uri, PROMPTS_SCHEMA, commit_deadline_s)
+        if list(writer.files()) != planned_before:
+            raise UserError(f"another process planned the same run at the same time ({uri}); run the command again")
+        writer.add(actions)
     if counts.seen == 0:
         raise UserError("prompts: the source has no prompts; it must have at least one row")
     planned = read_plan(uri, samples_per_prompt)
@@ -107,8 +109,8 @@ class _KnownIds:
             return cursor.rowcount == 1
 
 
-def _planned_ids(uri: str, table: DeltaTable) -> Iterator[str]:
-    for file in shard_files(table):
+def _planned_ids(uri: str, files: list[ShardFile]) -> Iterator[str]:
+    for file in files:
         yield from read_shard(uri, file.path).column("prompt_id").to_pylist()
 
 

@@ -1,9 +1,9 @@
 """A Delta table that grows by whole shards: one Parquet file, one transaction, exactly once.
 
-A writer first stores its file under a name of its own, then adds it to the log together with the application
-transaction ``(app_id, 1)``. A second attempt at the same shard finds the transaction and stops; of two that race, the
-log accepts one. Files that lost are garbage for the table's own vacuum. Each command that writes claims the table
-first, and the ones before it stop.
+A file is first stored under a name of its own; then a `TableWriter` adds it to the log, alone or together with others
+that are ready. A command has one writer for each table and claims the table with it: the writers before it are refused
+by the log from then on, so nobody else can add a shard that this one adds. Files that were never added are garbage for
+the table's own vacuum.
 """
 
 import json
@@ -33,6 +33,7 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 COMPRESSION = "zstd"
 BOUND_CHARACTERS = 32  # of a text, as Spark's writer keeps: prompts and completions must not fill the log
+STORE_LIBRARIES = ("aiohttp", "botocore", "azure", "gcsfs", "google")  # below fsspec; imported by it alone
 LAST_CHARACTER = "\U0010ffff"
 
 Outcome = TypeVar("Outcome")
@@ -85,42 +86,24 @@ def require_put_if_absent(uri: str) -> None:
     )
 
 
-def claim(uri: str, schema: pa.Schema, deadline_s: float) -> int:
-    """Make the caller the newest writer of the table and return its number; `require_newest` stops the older ones."""
+def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str], deadline_s: float) -> AddAction:
+    """Store one shard's rows under a fresh name; nobody sees them before a `TableWriter` adds them.
 
-    def attempt(_: int) -> int:
-        table = DeltaTable(uri)
-        number = (table.transaction_version(WRITER) or 0) + 1
-        _transact(table, schema, [], Transaction(app_id=WRITER, version=number))
-        return number
-
-    return _until(deadline_s, attempt, f"{uri}: could not be claimed")
-
-
-def require_newest(table: DeltaTable, writer: int) -> None:
-    """Raise `UserError` when a later command has claimed the table: two would make every row twice."""
-    newest = table.transaction_version(WRITER) or 0
-    if newest > writer:
-        raise UserError(
-            f"{table.table_uri}: a later command works on this run (number {newest}, and this is number {writer}), "
-            "so this one stops; what it has committed stays"
-        )
-
-
-def is_committed(table: DeltaTable, app_id: str) -> bool:
-    """Whether the table version at hand has the transaction."""
-    return table.transaction_version(app_id) is not None
-
-
-def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str]) -> AddAction:
-    """Store one shard's rows under a fresh name; nobody sees them before `commit` adds them."""
-    name = f"shard-{shard:06d}-{uuid.uuid4().hex}.parquet"
+    Raises:
+        DeadlineExceeded: the store has refused for ``deadline_s`` seconds, as a full disk does.
+    """
     rows = rows.replace_schema_metadata({key.encode(): value.encode() for key, value in footer.items()})
-    path = f"{uri.rstrip('/')}/{name}"
-    with fsspec.open(path, "wb") as file:
-        pq.write_table(rows, file, compression=COMPRESSION)
-    filesystem, stored = fsspec.url_to_fs(path)
-    return AddAction(name, filesystem.size(stored), {}, int(time.time() * 1000), True, json.dumps(_statistics(rows)))
+    statistics = json.dumps(_statistics(rows))
+
+    def attempt(_: int) -> AddAction:
+        name = f"shard-{shard:06d}-{uuid.uuid4().hex}.parquet"  # an attempt before may have left half of its own
+        path = f"{uri.rstrip('/')}/{name}"
+        with fsspec.open(path, "wb") as file:
+            pq.write_table(rows, file, compression=COMPRESSION)
+        filesystem, stored = fsspec.url_to_fs(path)
+        return AddAction(name, filesystem.size(stored), {}, int(time.time() * 1000), True, statistics)
+
+    return _until(deadline_s, attempt, f"{uri}: shard {shard} could not be stored")
 
 
 def _statistics(rows: pa.Table) -> dict[str, Any]:
@@ -152,34 +135,66 @@ def _upper(bound: Any) -> Any:
     return bound
 
 
-def commit(
-    uri: str,
-    schema: pa.Schema,
-    actions: list[AddAction],
-    app_id: str,
-    deadline_s: float,
-    *,
-    writer: int | None = None,
-) -> bool:
-    """Add the files in one transaction. Returns False when another attempt's transaction is there: nothing changed.
+class TableWriter:
+    """The only one that can add files to a table, until a later command claims it.
 
-    A refusal or a lost acknowledgement is resolved by reading the log back.
+    Each change carries the application transaction `WRITER` with this writer's number, so of two writers' changes that
+    race the log accepts one. A refusal or a lost acknowledgement is resolved by reading the log back.
 
     Raises:
-        UserError: a later command has claimed the table since ``writer`` did.
-        DeadlineExceeded: the store has refused for ``deadline_s`` seconds; carries its last refusal.
+        DeadlineExceeded: the store has refused the claim for ``deadline_s`` seconds; carries its last refusal.
     """
 
-    def attempt(number: int) -> bool:
-        table = DeltaTable(uri)
-        if is_committed(table, app_id):
-            return number > 0 and _has_files(table, actions)
-        if writer is not None:
-            require_newest(table, writer)
-        _transact(table, schema, actions, Transaction(app_id=app_id, version=1))
-        return True
+    def __init__(self, uri: str, schema: pa.Schema, deadline_s: float) -> None:
+        self._uri, self._schema, self._deadline_s = uri, schema, deadline_s
+        self.number = _until(deadline_s, self._claim, f"{uri}: could not be claimed")
 
-    return _until(deadline_s, attempt, f"{uri}: {app_id} could not be committed")
+    def files(self) -> Iterator[ShardFile]:
+        """What the table holds now, in order of the shards."""
+        self._table.update_incremental()
+        return shard_files(self._table)
+
+    def require_newest(self) -> None:
+        """Raise `UserError` when a later command has claimed the table: two would make every row twice."""
+        self._table.update_incremental()
+        newest = self._table.transaction_version(WRITER) or 0
+        if newest > self.number:
+            raise UserError(
+                f"{self._uri}: a later command works on this run (number {newest}, and this is number {self.number}), "
+                "so this one stops; what it has committed stays"
+            )
+
+    def add(self, files: list[AddAction]) -> None:
+        """Add the files, which are stored already, in one transaction: all of them or none.
+
+        Raises:
+            UserError: a later command has claimed the table.
+            DeadlineExceeded: the store has refused for the deadline; carries its last refusal.
+        """
+
+        def attempt(number: int) -> None:
+            self.require_newest()
+            if number == 0 or not _has_files(self._table, files):
+                self._transact(files)
+
+        _until(self._deadline_s, attempt, f"{self._uri}: {len(files)} shards could not be committed")
+
+    def _claim(self, _: int) -> int:
+        self._table = DeltaTable(self._uri)
+        self.number = (self._table.transaction_version(WRITER) or 0) + 1
+        self._transact([])
+        return self.number
+
+    def _transact(self, files: list[AddAction]) -> None:
+        """The one place that changes the log."""
+        changes: list[AddAction | RemoveAction] = [*files]
+        transaction = Transaction(app_id=WRITER, version=self.number)
+        self._table.create_write_transaction(
+            changes,
+            mode="append",
+            schema=Schema.from_arrow(self._schema),
+            commit_properties=CommitProperties(app_transactions=[transaction]),
+        )
 
 
 def remove_orphans(uri: str, grace_s: float) -> list[str]:
@@ -206,25 +221,25 @@ def shard_files(table: DeltaTable) -> Iterator[ShardFile]:
         )
 
 
-def _transact(table: DeltaTable, schema: pa.Schema, actions: list[AddAction], transaction: Transaction) -> None:
-    changes: list[AddAction | RemoveAction] = [*actions]
-    properties = CommitProperties(app_transactions=[transaction])
-    table.create_write_transaction(
-        changes, mode="append", schema=Schema.from_arrow(schema), commit_properties=properties
-    )
-
-
 def _until(deadline_s: float, attempt: Callable[[int], Outcome], failure: str) -> Outcome:
     """Try, with growing pauses, until it succeeds; each attempt reads the log anew."""
     give_up_at = time.monotonic() + deadline_s
     for number in count():
         try:
             return attempt(number)
-        except (CommitFailedError, DeltaError, OSError) as error:
+        except Exception as error:
+            if not _is_of_store(error):
+                raise
             if time.monotonic() > give_up_at:
                 raise DeadlineExceeded(f"{failure} in {deadline_s:.0f} s (deadlines.commit): {error}") from error
             time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**number) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Whether trying again may help; a client library's errors of a broken connection are of no common class."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, CommitFailedError | DeltaError | OSError) or library in STORE_LIBRARIES
 
 
 def _has_files(table: DeltaTable, actions: list[AddAction]) -> bool:

@@ -2,20 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
-from itertools import count
-from queue import Empty, Queue
-from threading import Event, Thread
 from typing import Any
 
 from cluster.context import RunContext
 from cluster.models import teacher_source
 from cluster.phases.plan import evaluation_uris, planned_rows
 from cluster.session import LOOPBACK
-from configs.errors import DeadlineExceeded, UserError
+from configs.errors import UserError
 from configs.identity import generation_fingerprint
 from configs.schema import AcceptanceConfig, EngineKind, EvaluationConfig, RunConfig, SamplingConfig, TruncationPolicy
 from configs.table import RowStatus
@@ -24,7 +19,6 @@ from services.dataset import pending_shards, read_ledger
 from services.plan import read_plan
 
 WINDOW_SLACK = 1.25  # calls are of many rows, and a call's rows all return before the next call takes their place
-STREAM_END_S = 5.0  # for the pipeline to end by itself before its cluster is taken away
 COMPLETIONS, EVALUATION = "completions", "evaluation"
 
 
@@ -150,8 +144,7 @@ def _stream(ctx: RunContext, tables: dict[str, TableJob], tasks: list[dict[str, 
     tokens, started = 0, time.monotonic()
     ctx.progress.expect(plan.num_rows, "rows", plan.num_rows - counts["pending"])
     evaluation_left = sum(task["table"] == EVALUATION for task in tasks)
-    summaries = partial(stream_shards, _client_spec(ctx, tables), tasks)
-    for summary in _with_deadline(summaries, ctx.config.deadlines.no_progress, tasks):
+    for summary in stream_shards(_client_spec(ctx, tables), tasks, partial(_report_silence, ctx)):
         tokens += summary["completion_tokens"]
         if summary["table"] == EVALUATION:
             evaluation_left -= 1
@@ -207,43 +200,14 @@ def _check_teacher(ctx: RunContext) -> None:
         )
 
 
-def _with_deadline(
-    summaries: Callable[[], Generator[dict[str, Any]]], deadline_s: float, tasks: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """The pipeline's summaries; raises when none comes for ``deadline_s`` seconds. Ray Data itself waits for ever."""
-    queue: Queue[dict[str, Any] | BaseException | None] = Queue()
-    stop = Event()
+def _report_silence(ctx: RunContext, silent_s: float, shards: int) -> None:
+    """Long before the run gives up: what it waits for, and what Serve has to say of the teacher."""
+    from services.deployment import describe_teacher
 
-    def pump() -> None:
-        try:
-            with closing(summaries()) as stream:
-                for summary in stream:
-                    queue.put(summary)
-                    if stop.is_set():
-                        return
-            queue.put(None)
-        except BaseException as error:  # raised again by the reader
-            queue.put(error)
-
-    thread = Thread(target=pump, name="generate-stream", daemon=True)
-    thread.start()
-    try:
-        for done in count():
-            try:
-                item = queue.get(timeout=deadline_s)
-            except Empty:
-                raise DeadlineExceeded(
-                    f"generation made no progress for {deadline_s:.0f} s (deadlines.no_progress); "
-                    f"{len(tasks) - done} of {len(tasks)} shards wait for the teacher"
-                ) from None
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=STREAM_END_S)
+    ctx.progress.say(
+        f"generate: no shard was finished for {silent_s:.0f} s (at most {ctx.config.deadlines.no_progress:.0f} s, "
+        f"deadlines.no_progress); {shards} wait for the teacher, of which Serve says: {describe_teacher(app_name(ctx))}"
+    )
 
 
 def _show_ledger(ctx: RunContext, ledger: dict[str, int]) -> None:

@@ -1,25 +1,33 @@
-"""The client of GENERATE with a tokenizer that costs nothing to load, and with points at which it can be told to die.
+"""The client and the writer of GENERATE with points at which their process can be told to die, as by SIGKILL.
 
-A fault is a file in the directory that ``STILLHOUSE_CHAOS_FAULTS`` names, called after its point. The first process to
-reach the point takes the file away and ends there, as by SIGKILL.
+A fault is a file in a directory, called after its point; the first process that reaches the point takes it away. The
+client's tokenizer costs nothing to load.
 """
 
 import os
+import signal
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 import services.client
 from services.client import ClientSpec, ShardClient
-from services.table import commit, write_file
+from services.table import TableWriter, write_file
 from services.template import PromptRenderer
+from tests.chaos.driver import FAULTS
 
-FAULTS_VARIABLE = "STILLHOUSE_CHAOS_FAULTS"
-FAULT_POINTS = ("before_upload", "during_upload", "after_upload", "after_commit", "before_reply")
+CLIENT_POINTS = ("before_upload", "during_upload", "after_upload", "before_reply")
+DRIVER_POINTS = ("before_commit", "after_commit")
+FAULT_POINTS = (*CLIENT_POINTS, *DRIVER_POINTS)
+CLIENT_FILE = "client"  # in the directory of the faults, with the process id as suffix: whom to kill
 POISON = "!"  # prompts with this character end the echo's replica
 REFUSED = "?"  # the echo refuses prompts with this one
+
+write_table = pq.write_table
 
 
 class CharacterTokenizer:
@@ -39,50 +47,67 @@ def load_renderer(*_: Any) -> PromptRenderer:
     return PromptRenderer(CharacterTokenizer(), {})
 
 
-def reach(point: str) -> None:
-    """End this process here, if a fault is waiting at the point."""
-    directory = os.environ.get(FAULTS_VARIABLE)
-    if directory is None:
-        return
-    try:
-        os.unlink(Path(directory) / point)
-    except FileNotFoundError:
-        return
-    os._exit(1)
-
-
-class ChaosClient(ShardClient):
-    """A `ShardClient` whose process dies around its upload and its commit when told to."""
-
-    def __init__(self, spec: ClientSpec) -> None:
-        vars(services.client).update(
-            PromptRenderer=StandInRenderer, write_file=_write_file_and_reach, commit=_commit_and_reach
-        )
-        super().__init__(spec)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        summaries = super().__call__(block)
-        reach("before_reply")
-        return summaries
-
-
 class StandInRenderer:
     """In place of `PromptRenderer`, whose loading imports transformers."""
 
     load = staticmethod(load_renderer)
 
 
-def _write_file_and_reach(uri: str, *arguments: Any) -> AddAction:
-    reach("before_upload")
-    if (Path(os.environ.get(FAULTS_VARIABLE, os.devnull)) / "during_upload").exists():
-        (Path(uri) / f"partial-{os.getpid()}.parquet").write_bytes(b"PAR1 and no more")
-    reach("during_upload")
-    action = write_file(uri, *arguments)
-    reach("after_upload")
+def take(faults: str, point: str) -> bool:
+    """Whether a fault waits at the point; it is this process's then."""
+    try:
+        os.unlink(Path(faults) / point)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def reach(faults: str, point: str) -> None:
+    """End this process here, if a fault waits at the point."""
+    if take(faults, point):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ChaosClient(ShardClient):
+    """A `ShardClient` whose process dies around its upload when told to."""
+
+    def __init__(self, spec: ClientSpec) -> None:
+        self._faults = spec.tables["completions"].footer[FAULTS]
+        if self._faults:
+            Path(self._faults, f"{CLIENT_FILE}.{os.getpid()}").touch()
+        pq.write_table = partial(_write_table, self._faults)
+        vars(services.client).update(PromptRenderer=StandInRenderer, write_file=partial(_write_file, self._faults))
+        super().__init__(spec)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        summaries = super().__call__(block)
+        reach(self._faults, "before_reply")
+        return summaries
+
+
+class ChaosWriter(TableWriter):
+    """A `TableWriter` whose process dies around a commit when told to."""
+
+    faults: ClassVar[str]  # of the one job of this process
+
+    def _transact(self, files: list[AddAction]) -> None:
+        if files:
+            reach(self.faults, "before_commit")
+        super()._transact(files)
+        if files:
+            reach(self.faults, "after_commit")
+
+
+def _write_table(faults: str, rows: pa.Table, file: Any, **options: Any) -> None:
+    reach(faults, "before_upload")
+    if take(faults, "during_upload"):
+        file.write(b"PAR1 and no more")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_table(rows, file, **options)
+
+
+def _write_file(faults: str, *arguments: Any) -> AddAction:
+    action = write_file(*arguments)
+    reach(faults, "after_upload")
     return action
-
-
-def _commit_and_reach(*arguments: Any, **options: Any) -> bool:
-    done = commit(*arguments, **options)
-    reach("after_commit")
-    return done

@@ -1,15 +1,15 @@
 """What `stillhouse run` does around the teacher, as a process that can be killed: plan, stream the shards, seal.
 
-``python -m tests.chaos.driver FILE``, a `DriverJob` as JSON; prints one JSON event a line. Running it again resumes.
+`main` prints one JSON event a line. Running it again resumes.
 """
 
 import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import UserError
@@ -21,6 +21,9 @@ from services.plan import extend_plan, read_plan
 from services.prompts import Prompt, make_prompt
 from services.table import open_or_create
 
+# Key of the files' footer that names the directory of the faults. In an environment variable of the job it would forbid
+# Ray to use the workers that it has started beforehand.
+FAULTS = "chaos.faults"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 STOPPED = 2  # exit status of a command that ends with a sentence, as the program's own
 
@@ -53,14 +56,6 @@ class DriverJob:
     def completions_uri(self) -> str:
         return f"{self.run_dir}/completions"
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "DriverJob":
-        values = json.loads(text)
-        return cls(**{**values, "prompts": tuple(values["prompts"])})
-
 
 def make_prompts(number: int) -> tuple[str, ...]:
     """Different prompts of a few characters: the number in letters, said a few times."""
@@ -88,7 +83,13 @@ def tasks(job: DriverJob) -> list[dict[str, Any]]:
 def client_spec(job: DriverJob) -> ClientSpec:
     """What a client needs to know of the job."""
     sampling = SamplingConfig(n=job.samples, temperature=0.0, max_tokens=job.max_tokens)
-    table = TableJob(job.prompts_uri, job.completions_uri, sampling, AcceptanceConfig(), {"made.by": "chaos"})
+    table = TableJob(
+        job.prompts_uri,
+        job.completions_uri,
+        sampling,
+        AcceptanceConfig(),
+        {"made.by": "chaos", FAULTS: job.fault_dir},
+    )
     return ClientSpec(
         app_name=job.app_name,
         tables={"completions": table},
@@ -116,32 +117,46 @@ def run(job: DriverJob) -> Iterator[dict[str, Any]]:
     todo = tasks(job)
     yield {"event": "planned", "pending": len(todo), "pid": os.getpid()}
     if todo:
-        import ray  # costs a second, which a run that only has to be sealed need not spend
-
-        import services.pipeline
-        from tests.chaos.clients import FAULTS_VARIABLE, ChaosClient
-
-        vars(services.pipeline).update(ShardClient=ChaosClient)
-        env_vars = {FAULTS_VARIABLE: job.fault_dir} if job.fault_dir else {}
-        ray.init(job.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env_vars})
-        for summary in services.pipeline.stream_shards(client_spec(job), todo):
-            yield {"event": "shard", **summary}
+        yield from _stream(job, todo)
     rows = read_plan(job.prompts_uri, job.samples).num_rows
     yield {"event": "ledger", **read_ledger(job.completions_uri, rows).to_dict()}
     sealed: Seal = seal(job.prompts_uri, job.completions_uri, job.samples)
     yield {"event": "sealed", "version": sealed.version, "ledger": sealed.ledger.to_dict()}
 
 
-def main(path: str) -> int:
-    """Print the events of the job in a file; returns the exit status."""
-    started = time.monotonic()
+def main(job: DriverJob, events: str, errors: str) -> None:
+    """The body of a process of its own: prints the events of the job to one file, and complaints to another."""
+    for stream, path in ((sys.stdout, events), (sys.stderr, errors)):
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), stream.fileno())
     try:
-        for event in run(DriverJob.from_json(Path(path).read_text())):
-            print(json.dumps(event | {"at": round(time.monotonic() - started, 2)}), flush=True)
+        for event in run(job):
+            _say(**event)
     except Exception as error:
-        print(json.dumps({"event": "stopped", "why": str(error)}), flush=True)
-        return STOPPED if isinstance(error, UserError) else 1
-    return 0
+        traceback.print_exc()
+        _say(event="stopped", why=str(error))
+        sys.exit(STOPPED if isinstance(error, UserError) else 1)
+
+
+def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    import ray  # costs a second, which a run that only has to be sealed need not spend
+
+    import services.pipeline
+    from tests.chaos.clients import ChaosClient, ChaosWriter
+
+    ChaosWriter.faults = job.fault_dir
+    vars(services.pipeline).update(ShardClient=ChaosClient, TableWriter=ChaosWriter)
+    ray.init(job.address, log_to_driver=False, logging_level="ERROR")
+    for summary in services.pipeline.stream_shards(client_spec(job), todo, _report_silence):
+        yield {"event": "shard", **summary}
+
+
+def _report_silence(silent_s: float, shards: int) -> None:
+    _say(event="silence", silent_s=silent_s, shards=shards)
+
+
+def _say(**event: Any) -> None:
+    print(json.dumps(event | {"at": round(time.time(), 2)}), flush=True)
 
 
 def _prompts(job: DriverJob) -> Iterator[Prompt]:
@@ -155,7 +170,3 @@ def _word(number: int) -> str:
         number, digit = divmod(number, len(LETTERS))
         word = LETTERS[digit] + word
     return word
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -4,18 +4,20 @@ All processes are descendants of the test's own, and only those are ever killed.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fsspec
 import psutil
@@ -23,23 +25,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from benchmarks.echo import EchoScript, answer, deploy
+import benchmarks.echo
+from benchmarks.echo import EchoScript, answer
 from services.acceptance import PlannedPrompt
 from services.client import to_request
 from services.prompts import make_prompt
 from services.table import shard_files
-from tests.chaos.clients import load_renderer
-from tests.chaos.driver import DriverJob, client_spec
+from tests.chaos.clients import CLIENT_FILE, load_renderer
+from tests.chaos.driver import DriverJob, client_spec, main
+from tests.chaos.teacher import ENGINE, EngineTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_CPUS = 2
+WORKER_NODES = 2
 OBJECT_STORE_BYTES = 80 * 2**20
 END_S = 30.0
-# Ray's defaults take 15 s to notice that a raylet is gone; a schedule has to be over by then.
-QUICK_DEATHS = {
+POLL_S = 0.05
+CALL_S = 90.0  # for a teacher to be deployed
+PROCESSES = multiprocessing.get_context("forkserver")
+# Starting a process looks after all others; two threads that do so for one of them would lose its exit status.
+_BOOKS = threading.Lock()
+# Imported by the process that drivers are forked from: they are processes like any other, which start at once.
+PRELOADED = ["tests.chaos.harness", "tests.chaos.driver", "tests.chaos.clients", "services.pipeline", "ray.serve"]
+SYSTEM_CONFIG = {
+    # Ray's defaults take 15 s to notice that a raylet is gone; a schedule has to be over by then.
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
+    # Workers that wait for work with everything imported; most of a short run is such imports otherwise.
+    "enable_worker_prestart": True,
+    "preload_python_modules": ["services.pipeline", "ray.serve", "tests.chaos.clients", "tests.chaos.teacher"],
 }
 
 
@@ -52,6 +67,7 @@ def environment(temp: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "GRPC_VERBOSITY": "ERROR",
         "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a driver waits a minute for a head that is gone otherwise
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
     }
 
@@ -60,12 +76,11 @@ class Chaos:
     """A head and two worker nodes with the echo teacher; use `chaos_cluster`, which also ends it."""
 
     def __init__(self, temp: Path) -> None:
-        import ray
         from ray.cluster_utils import Cluster
 
         self.temp = temp
-        self.kills: Counter[str] = Counter()
         self._drivers: list[Driver] = []
+        self._nodes = threading.Lock()
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -73,24 +88,22 @@ class Chaos:
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "include_dashboard": False,
                 "temp_dir": str(temp / "ray"),
-                "_system_config": QUICK_DEATHS,
+                "_system_config": SYSTEM_CONFIG,
             },
         )
-        ray.init(self.cluster.address, log_to_driver=False, logging_level="ERROR", namespace="serve")
-        for _ in range(2):
-            self.add_node()
+        self.restore_nodes()
 
     @property
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def add_node(self) -> None:
-        """One more worker node."""
-        self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=OBJECT_STORE_BYTES)
-
     def deploy(self, name: str, script: EchoScript, num_replicas: int = 2) -> None:
-        """Put the echo teacher on the cluster."""
-        deploy(name, script, num_replicas=num_replicas, num_cpus=1)
+        """Put the echo teacher on the cluster, or replace it."""
+        self._run(_deploy, name, script, num_replicas)
+
+    def delete(self, name: str) -> None:
+        """Take the teacher away."""
+        self._run(_delete, name)
 
     def start(self, job: DriverJob) -> "Driver":
         """Start the run's command."""
@@ -105,43 +118,53 @@ class Chaos:
         assert [each["event"] for each in driver.events()[-1:]] == ["sealed"], driver.describe()
         return driver.events()
 
-    def kill_replica(self, rng: random.Random) -> bool:
-        """SIGKILL a teacher replica; False when there is none just now."""
-        return self._kill("replica", rng, "ServeReplica:")
+    def kill_replica(self, app_name: str, rng: random.Random) -> bool:
+        """SIGKILL a replica of a teacher; False when there is none just now."""
+        return _kill(_replicas(app_name), rng)
 
-    def kill_client(self, rng: random.Random) -> bool:
-        """SIGKILL a client actor; False when there is none just now."""
-        return self._kill("client", rng, "MapWorker")
+    def kill_engine(self, app_name: str, rng: random.Random) -> bool:
+        """SIGKILL the engine's process of a replica; False when there is none just now."""
+        return _kill(
+            [each for replica in _replicas(app_name) for each in _children(replica) if _name(each) == ENGINE], rng
+        )
+
+    def kill_client(self, fault_dir: str, rng: random.Random) -> bool:
+        """SIGKILL a client actor of a run; False when there is none just now."""
+        pids = {int(file.suffix[1:]) for file in Path(fault_dir).glob(f"{CLIENT_FILE}.*")}
+        return _kill([each for each in _descendants() if each.pid in pids], rng)
 
     def kill_node(self, rng: random.Random) -> bool:
-        """Take a worker node away without a word, with all its processes, and add a new one."""
-        node = rng.choice(sorted(self.cluster.worker_nodes, key=lambda each: each.unique_id))
-        self.cluster.remove_node(node, allow_graceful=False)
-        self.kills["node"] += 1
-        self.add_node()
-        return True
+        """Take a worker node away without a word, with all its processes; False when there is none just now."""
+        with self._nodes:
+            nodes = sorted(self.cluster.worker_nodes, key=lambda each: each.unique_id)
+            if nodes:
+                self.cluster.remove_node(rng.choice(nodes), allow_graceful=False)
+            return bool(nodes)
+
+    def restore_nodes(self) -> None:
+        """Add worker nodes for those that were killed; Ray can do so on the main thread alone."""
+        with self._nodes:
+            while len(self.cluster.worker_nodes) < WORKER_NODES:
+                self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=OBJECT_STORE_BYTES)
+
+    def kill_cluster(self) -> None:
+        """SIGKILL every raylet and the head's services; workers end with their raylet."""
+        for node in self.cluster.list_all_nodes():
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def close(self) -> None:
         """End drivers and cluster."""
-        import ray
-        from ray import serve
-
         for driver in self._drivers:
             driver.kill()
         with suppress(Exception):  # of a cluster that may be half dead by intent
-            serve.shutdown()
-        ray.shutdown()
-        self.cluster.shutdown()
+            self.cluster.shutdown()
 
-    def _kill(self, what: str, rng: random.Random, title: str) -> bool:
-        # Ray writes what a worker is into its process title.
-        found = [each for each in _descendants() if title in _title(each)]
-        if not found:
-            return False
-        with suppress(psutil.NoSuchProcess):
-            rng.choice(sorted(found, key=lambda each: each.pid)).kill()
-            self.kills[what] += 1
-        return True
+    def _run(self, call: Callable[..., None], *arguments: Any) -> None:
+        # In a process of its own: one process can only ever be connected to one cluster.
+        process = PROCESSES.Process(target=_connect_and, args=(self.address, call, *arguments), daemon=True)
+        process.start()
+        process.join(CALL_S)
+        assert process.exitcode == 0, f"{call.__name__} ended with {process.exitcode}"
 
 
 class Driver:
@@ -149,10 +172,18 @@ class Driver:
 
     def __init__(self, job: DriverJob, temp: Path) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="driver-", dir=temp))
-        (self.directory / "job.json").write_text(job.to_json())
-        with open(self.directory / "events", "wb") as out, open(self.directory / "errors", "wb") as err:
-            command = [sys.executable, "-m", "tests.chaos.driver", str(self.directory / "job.json")]
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err)
+        for name in ("events", "errors"):
+            (self.directory / name).touch()
+        files = str(self.directory / "events"), str(self.directory / "errors")
+        self.process = PROCESSES.Process(target=main, args=(job, *files), daemon=True)
+        with _BOOKS:
+            self.process.start()
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs, and the signal's number below zero when one ended it."""
+        with _BOOKS:
+            return self.process.exitcode
 
     def events(self) -> list[dict[str, Any]]:
         """What it has printed; a line that is being written, and what Ray has to say, are left out."""
@@ -161,24 +192,27 @@ class Driver:
 
     def wait(self, timeout_s: float) -> int:
         """Its exit status; a driver that takes longer is killed and fails the test."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"the driver has not ended in {timeout_s:.0f} s: {self.describe()}") from None
+        give_up_at = time.monotonic() + timeout_s
+        while (status := self.status) is None:
+            if time.monotonic() > give_up_at:
+                self.kill()
+                raise AssertionError(f"the driver has not ended in {timeout_s:.0f} s: {self.describe()}")
+            time.sleep(POLL_S)
+        return status
 
     def wait_for(self, moment: Callable[[list[dict[str, Any]]], bool], timeout_s: float = 60) -> None:
         """Until its events fulfil a condition, or it has ended."""
         give_up_at = time.monotonic() + timeout_s
-        while self.process.poll() is None and not moment(self.events()):
+        while self.status is None and not moment(self.events()):
             assert time.monotonic() < give_up_at, self.describe()
-            time.sleep(0.02)
+            time.sleep(POLL_S)
 
     def kill(self) -> None:
         """SIGKILL, as by the kernel."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(END_S)
+        self.process.kill()
+        give_up_at = time.monotonic() + END_S
+        while self.status is None and time.monotonic() < give_up_at:
+            time.sleep(POLL_S)
 
     def describe(self) -> str:
         """Its events and the end of its error stream, for a failing test."""
@@ -191,6 +225,8 @@ def chaos_cluster() -> Iterator[Chaos]:
     temp = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))  # Unix sockets lie below it: a short path
     saved = {key: os.environ.get(key) for key in environment(temp)}
     os.environ.update(environment(temp))
+    PROCESSES.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()  # for good: it ends with this process
     before = set(_descendants())
     chaos = None
     try:
@@ -243,12 +279,57 @@ def _read(uri: str, path: str) -> pa.Table:
         return pq.read_table(file)
 
 
+def _connect_and(address: str, call: Callable[..., None], *arguments: Any) -> None:
+    import ray
+
+    ray.init(address, log_to_driver=False, logging_level="ERROR", namespace="serve")
+    call(*arguments)
+
+
+def _deploy(name: str, script: EchoScript, num_replicas: int) -> None:
+    with patch.object(benchmarks.echo, "EchoTeacher", EngineTeacher):
+        benchmarks.echo.deploy(name, script, num_replicas=num_replicas)
+
+
+def _delete(name: str) -> None:
+    from ray import serve
+
+    serve.delete(name)
+
+
+def _kill(processes: list[psutil.Process], rng: random.Random) -> bool:
+    if not processes:
+        return False
+    with suppress(psutil.NoSuchProcess):
+        rng.choice(sorted(processes, key=lambda each: each.pid)).kill()
+    return True
+
+
+def _replicas(app_name: str) -> list[psutil.Process]:
+    # Ray writes what a worker is into its process title.
+    return [each for each in _descendants() if f"ServeReplica:{app_name}:" in _title(each)]
+
+
 def _descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return _children(psutil.Process())
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
 
 
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
     except psutil.Error:
         return ""

@@ -1,32 +1,43 @@
-"""A run in this process, without Ray: the real client and the real tables, the echo in place of a deployment handle.
+"""A run in this process, without Ray: real clients, pipeline and tables, the echo in place of a deployment handle.
 
-A crash is an exception that nothing in the program catches, raised before the n-th change of the store.
+A crash is an exception that nothing in the program catches, raised before the n-th change of the store and before each
+one after it, until the command is started again.
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake.transaction import AddAction
 from ray import serve
 
 import services.client
-import services.table
+import services.pipeline
 from benchmarks.echo import answer
-from services.client import ShardClient
+from configs.errors import UserError
+from services.client import ClientSpec, ShardClient
 from services.dataset import Seal, seal
 from services.generation import GenerateRequest, GenerateResult
+from services.table import TableWriter
 from tests.chaos.clients import REFUSED, StandInRenderer
 from tests.chaos.driver import DriverJob, client_spec, make_prompts, plan, tasks
 
 TASKS = pa.schema([("table", pa.string()), ("shard", pa.int32()), ("path", pa.string())])
+TURN_S = 2.0  # for a shard to be committed before the next one is begun all the same
+
+Task = dict[str, Any]
+Summary = dict[str, Any]
 
 
-class Crash(BaseException):
+class Crash(Exception):
     """The process is gone."""
 
 
@@ -65,16 +76,21 @@ class Store:
 
     crash_before: int | None = None
     changes: int = 0
+    is_gone: bool = False
     before_change: list[Callable[[int], None]] = field(default_factory=list)
     teacher: LocalTeacher = field(default_factory=LocalTeacher)
 
     def change(self) -> None:
-        if self.changes == self.crash_before:
-            self.crash_before = None
+        self.is_gone = self.is_gone or self.changes == self.crash_before
+        if self.is_gone:
             raise Crash
         self.changes += 1
         for call in self.before_change:
             call(self.changes)
+
+    def restart(self, crash_before: int | None = None) -> None:
+        """What comes now is another process, which dies before that change, counted from here."""
+        self.changes, self.crash_before, self.is_gone = 0, crash_before, False
 
 
 @pytest.fixture
@@ -83,8 +99,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     store = Store()
     monkeypatch.setattr(serve, "get_app_handle", lambda _: store.teacher)
     monkeypatch.setattr(services.client, "PromptRenderer", StandInRenderer)
+    monkeypatch.setattr(services.pipeline, "COMMIT_EVERY_S", 0.0)
+    monkeypatch.setattr(services.pipeline, "STREAM_END_S", TURN_S)
     monkeypatch.setattr(pq, "write_table", _counted(pq.write_table, store))
-    monkeypatch.setattr(services.table, "_transact", _counted(services.table._transact, store))
+    monkeypatch.setattr(TableWriter, "_transact", _counted(TableWriter._transact, store))
     return store
 
 
@@ -94,22 +112,55 @@ def local_job(directory: Path | str, num_prompts: int = 24, **options: Any) -> D
     return DriverJob("", "echo", str(directory), **(values | options))
 
 
-def to_block(rows: list[dict[str, Any]]) -> pa.Table:
+def make_shards(job: DriverJob, limit: int | None = None) -> list[Summary]:
+    """Plan and make what is pending, as a command does; the summaries of the shards."""
+    plan(job)
+    return list(stream(job, tasks(job)[:limit]))
+
+
+def stream(
+    job: DriverJob, todo: list[Task], on_silence: Callable[[float, int], None] = lambda *_: None
+) -> Iterator[Summary]:
+    """`stream_shards` on one client in this process, which begins a shard when the one before is committed."""
+    with _clients_replaced():
+        yield from services.pipeline.stream_shards(client_spec(job), todo, on_silence)
+
+
+def to_block(rows: list[Task]) -> pa.Table:
     """Tasks as Ray Data gives them to a client."""
     return pa.Table.from_pylist(rows, schema=TASKS)
-
-
-def make_shards(job: DriverJob, limit: int | None = None) -> list[dict[str, Any]]:
-    """Plan and make what is pending, as a command does; the clients' summaries."""
-    plan(job)
-    client = ShardClient(client_spec(job))
-    rows = tasks(job)[:limit]
-    return [client(to_block([row])).to_pylist()[0] for row in rows]
 
 
 def seal_run(job: DriverJob) -> Seal:
     """Seal the tables of a job."""
     return seal(job.prompts_uri, job.completions_uri, job.samples)
+
+
+@contextmanager
+def _clients_replaced() -> Iterator[None]:
+    turn = threading.Semaphore(1)
+
+    def run_clients(spec: ClientSpec, todo: list[Task]) -> Iterator[Summary]:
+        client = ShardClient(spec)
+        for task in todo:
+            turn.acquire(timeout=TURN_S)
+            [summary] = client(to_block([task])).to_pylist()
+            if (error := summary.pop("error")) is not None:
+                raise UserError(error)
+            yield summary
+
+    def add_and_pass_on(self: TableWriter, files: list[AddAction]) -> None:
+        try:
+            add(self, files)
+        finally:
+            turn.release()
+
+    add = TableWriter.add
+    with (
+        patch.object(services.pipeline, "_run_clients", run_clients),
+        patch.object(TableWriter, "add", add_and_pass_on),
+    ):
+        yield
 
 
 def _counted(change: Callable[..., Any], store: Store) -> Callable[..., Any]:

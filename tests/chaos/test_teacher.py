@@ -1,5 +1,6 @@
 """Faults of the teacher on a real cluster: poison, hangs, late and refused calls, no replica, two commands at once."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from services.dataset import seal
 from tests.chaos.clients import POISON, REFUSED
 from tests.chaos.driver import STOPPED, DriverJob, make_prompts
 from tests.chaos.harness import Chaos, assert_exactly_once, read_completions
+from tests.chaos.schedules import has_begun
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 
@@ -17,11 +19,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 @pytest.fixture
 def job(chaos: Chaos, request: pytest.FixtureRequest) -> Iterator[DriverJob]:
     """A run and the name of a teacher of its own, which is gone afterwards."""
-    from ray import serve
-
     name = request.node.name
     yield DriverJob(chaos.address, name, str(chaos.temp / name), make_prompts(40))
-    serve.delete(name)
+    chaos.delete(name)
 
 
 def changed(job: DriverJob, **values: object) -> DriverJob:
@@ -58,12 +58,42 @@ def test_replicas_that_die_while_answering_cost_only_what_was_in_flight(chaos: C
     assert tokens_made(tally) - sealed <= 0.1 * sealed
 
 
-def test_teacher_without_a_replica_stops_the_run_with_a_sentence_and_fails_no_row(chaos: Chaos, job: DriverJob) -> None:
+def test_engine_that_dies_inside_its_replica_is_replaced_and_fails_no_row(chaos: Chaos, job: DriverJob) -> None:
+    chaos.deploy(job.app_name, EchoScript(latency_s=0.15), num_replicas=2)
+    job = changed(job, prompts=make_prompts(240))
+    driver = chaos.start(job)
+    driver.wait_for(has_begun)
+    assert chaos.kill_engine(job.app_name, random.Random(0))
+    assert driver.wait(150) == 0, driver.describe()
+    assert_exactly_once(job)
+
+
+def test_silent_teacher_is_reported_then_stops_the_run_with_a_sentence_and_fails_no_row(
+    chaos: Chaos, job: DriverJob
+) -> None:
     chaos.deploy(job.app_name, EchoScript(hang_at_calls=tuple(range(1, 1000))), num_replicas=1)
-    stuck = changed(job, request_deadline_s=60.0, no_progress_s=3.0)
+    stuck = changed(job, request_deadline_s=60.0, no_progress_s=20.0)
     driver = chaos.start(stuck)
     assert driver.wait(100) == STOPPED, driver.describe()
-    assert "(deadlines.no_progress): the teacher" in driver.events()[-1]["why"]
+    *_, stopped = driver.events()
+    assert "(deadlines.no_progress)" in stopped["why"]
+    silences = [event for event in driver.events() if event["event"] == "silence"]
+    assert (silences[0]["silent_s"], silences[0]["shards"]) == (2.0, 5)
+    assert stopped["at"] - silences[0]["at"] > 10
+    chaos.deploy(job.app_name, EchoScript(), num_replicas=1)
+    chaos.complete(job)
+    assert_exactly_once(job)
+
+
+def test_command_whose_teacher_hangs_stops_when_a_later_one_has_claimed_the_run(chaos: Chaos, job: DriverJob) -> None:
+    chaos.deploy(job.app_name, EchoScript(hang_at_calls=tuple(range(1, 1000))), num_replicas=1)
+    stuck = changed(job, request_deadline_s=200.0, no_progress_s=100.0)
+    earlier = chaos.start(stuck)
+    earlier.wait_for(lambda events: any(event["event"] == "silence" for event in events))
+    later = chaos.start(stuck)
+    assert earlier.wait(60) == STOPPED, earlier.describe()
+    assert "a later command works on this run" in earlier.events()[-1]["why"]
+    later.kill()
     chaos.deploy(job.app_name, EchoScript(), num_replicas=1)
     chaos.complete(job)
     assert_exactly_once(job)
@@ -71,9 +101,9 @@ def test_teacher_without_a_replica_stops_the_run_with_a_sentence_and_fails_no_ro
 
 def test_later_of_two_commands_goes_on_and_the_earlier_says_why_it_stops(chaos: Chaos, job: DriverJob) -> None:
     chaos.deploy(job.app_name, EchoScript(latency_s=0.3), num_replicas=2)
-    job = changed(job, prompts=make_prompts(160), window_rows=8)
+    job = changed(job, prompts=make_prompts(240), window_rows=8)
     earlier = chaos.start(job)
-    earlier.wait_for(lambda events: any(event["event"] == "shard" for event in events))
+    earlier.wait_for(has_begun)
     later = chaos.start(job)
     assert earlier.wait(150) == STOPPED, earlier.describe()
     assert "a later command works on this run" in earlier.events()[-1]["why"]
@@ -86,4 +116,5 @@ def test_two_commands_at_the_same_moment_make_every_row_once(chaos: Chaos, job: 
     commands = [chaos.start(job), chaos.start(job)]
     statuses = sorted(command.wait(150) for command in commands)
     assert statuses[0] == 0, [command.describe() for command in commands]
+    assert statuses[1] in (0, STOPPED), [command.describe() for command in commands]
     assert_exactly_once(job)

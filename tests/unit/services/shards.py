@@ -9,7 +9,7 @@ from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.acceptance import Row, rows_to_table
 from services.plan import Plan, extend_plan, read_shard
 from services.prompts import Prompt, make_prompt
-from services.table import commit, open_or_create, shard_files, write_file
+from services.table import TableWriter, open_or_create, shard_files, write_file
 
 DEADLINE_S = 5.0
 
@@ -54,11 +54,11 @@ def make_rows(prompt_ids: Sequence[str], samples: int = 1, shard: int = 0) -> li
     return [make_row(prompt_id, index, shard) for prompt_id in prompt_ids for index in range(samples)]
 
 
-def commit_rows(uri: Path, rows: list[Row], shard: int = 0, app_id: str | None = None) -> bool:
-    """Write one shard of completions as a client does; the table is made when it is missing."""
+def commit_rows(uri: Path, rows: list[Row], shard: int = 0) -> None:
+    """Store one shard of completions and add it to the table, which is made when it is missing."""
     open_or_create(str(uri), COMPLETIONS_SCHEMA, "completions")
-    action = write_file(str(uri), rows_to_table(rows), shard, {})
-    return commit(str(uri), COMPLETIONS_SCHEMA, [action], app_id or f"shard-{shard}", DEADLINE_S)
+    action = write_file(str(uri), rows_to_table(rows), shard, {}, DEADLINE_S)
+    TableWriter(str(uri), COMPLETIONS_SCHEMA, DEADLINE_S).add([action])
 
 
 def commit_plan(prompts: Path, completions: Path, samples: int = 1, skip: Sequence[int] = ()) -> None:
@@ -66,4 +66,4 @@ def commit_plan(prompts: Path, completions: Path, samples: int = 1, skip: Sequen
     open_or_create(str(completions), COMPLETIONS_SCHEMA, "completions")
     for shard, prompt_ids in enumerate(planned_ids(prompts)):
         if shard not in skip:
-            assert commit_rows(completions, make_rows(prompt_ids, samples, shard), shard)
+            commit_rows(completions, make_rows(prompt_ids, samples, shard), shard)

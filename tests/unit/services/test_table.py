@@ -20,12 +20,10 @@ from configs.errors import DeadlineExceeded, UserError
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.acceptance import rows_to_table
 from services.table import (
-    claim,
-    commit,
-    is_committed,
+    WRITER,
+    TableWriter,
     open_or_create,
     remove_orphans,
-    require_newest,
     require_put_if_absent,
     shard_files,
     write_file,
@@ -38,11 +36,11 @@ IDS = ["a", "b", "c"]
 
 
 def write(uri: Path, prompt_ids: list[str] = IDS, shard: int = 0) -> Any:
-    return write_file(str(uri), rows_to_table(make_rows(prompt_ids, 1, shard)), shard, {"who": "test"})
+    return write_file(str(uri), rows_to_table(make_rows(prompt_ids, 1, shard)), shard, {"who": "test"}, DEADLINE_S)
 
 
-def try_commit(uri: Path, action: Any, app_id: str = "shard-0", deadline_s: float = DEADLINE_S) -> bool:
-    return commit(str(uri), COMPLETIONS_SCHEMA, [action], app_id, deadline_s)
+def claim(uri: Path, deadline_s: float = DEADLINE_S) -> TableWriter:
+    return TableWriter(str(uri), COMPLETIONS_SCHEMA, deadline_s)
 
 
 def prompt_ids(uri: Path) -> list[str]:
@@ -76,14 +74,14 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Callable[[Store], None]:
 
 def test_open_or_create_keeps_a_table_that_is_there(uri: Path) -> None:
     commit_rows(uri, make_rows(IDS))
-    assert open_or_create(str(uri), COMPLETIONS_SCHEMA, "completions").version() == 1
+    assert open_or_create(str(uri), COMPLETIONS_SCHEMA, "completions").version() == 2  # a claim, a commit
     assert prompt_ids(uri) == IDS
 
 
 def test_written_file_is_seen_only_after_its_commit(uri: Path) -> None:
     action = write(uri)
     assert prompt_ids(uri) == []
-    assert try_commit(uri, action)
+    claim(uri).add([action])
     assert prompt_ids(uri) == IDS
 
 
@@ -95,26 +93,40 @@ def test_written_file_has_the_schema_and_the_footer(uri: Path) -> None:
     assert action.size == (uri / action.path).stat().st_size
 
 
-def test_second_attempt_at_a_shard_changes_nothing(uri: Path) -> None:
-    assert try_commit(uri, write(uri))
-    version = DeltaTable(str(uri)).version()
-    assert not try_commit(uri, write(uri))
-    assert DeltaTable(str(uri)).version() == version
+def test_file_whose_upload_breaks_off_is_stored_again_under_another_name(
+    uri: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+
+    def break_off(rows: Any, file: Any, **options: Any) -> None:
+        names.append(Path(file.name).name)
+        write_table(rows, file, **options)
+        if len(names) == 1:
+            raise OSError("connection reset")
+
+    write_table = pq.write_table
+    monkeypatch.setattr(pq, "write_table", break_off)
+    action = write(uri)
+    assert (names[1], names[0]) == (action.path, *set(names) - {action.path})
+    claim(uri).add([action])
     assert prompt_ids(uri) == IDS
 
 
-def test_is_committed_tells_shards_apart(uri: Path) -> None:
-    assert not is_committed(DeltaTable(str(uri)), "shard-0")
-    try_commit(uri, write(uri))
-    assert is_committed(DeltaTable(str(uri)), "shard-0")
-    assert not is_committed(DeltaTable(str(uri)), "shard-1")
+def test_file_that_cannot_be_stored_ends_with_the_stores_words(uri: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", refuse)
+    with pytest.raises(DeadlineExceeded, match=r"shard 3 could not be stored .* No space left"):
+        write_file(str(uri), rows_to_table(make_rows(IDS)), 3, {}, 0.05)
 
 
-def test_commit_with_several_files_adds_all_or_none(uri: Path) -> None:
-    actions = [write(uri, ["a"], 0), write(uri, ["b"], 1)]
-    assert commit(str(uri), COMPLETIONS_SCHEMA, actions, "plan-0", DEADLINE_S)
-    assert not commit(str(uri), COMPLETIONS_SCHEMA, [write(uri, ["c"], 2), write(uri, ["d"], 3)], "plan-0", DEADLINE_S)
+def test_several_files_are_added_at_once(uri: Path) -> None:
+    writer = claim(uri)
+    writer.add([write(uri, ["a"], 0), write(uri, ["b"], 1)])
+    assert DeltaTable(str(uri)).version() == 2  # the claim, and one commit
     assert prompt_ids(uri) == ["a", "b"]
+    assert [file.shard for file in writer.files()] == [0, 1]
 
 
 @pytest.mark.parametrize("error", [OSError("connection reset"), CommitFailedError("timed out")])
@@ -123,10 +135,11 @@ def test_commit_whose_acknowledgement_is_lost_is_done(uri: Path, store: Callable
         write_transaction()
         raise error
 
+    writer = claim(uri)
     store(lose_answer)
-    assert try_commit(uri, write(uri))
+    writer.add([write(uri)])
     assert prompt_ids(uri) == IDS
-    assert DeltaTable(str(uri)).version() == 1
+    assert DeltaTable(str(uri)).version() == 2
 
 
 def test_commit_that_is_refused_at_first_is_tried_again(uri: Path, store: Callable[..., None]) -> None:
@@ -135,65 +148,21 @@ def test_commit_that_is_refused_at_first_is_tried_again(uri: Path, store: Callab
             raise OSError("slow down")
         write_transaction()
 
+    writer = claim(uri)
     store(refuse_twice)
-    assert try_commit(uri, write(uri))
+    writer.add([write(uri)])
     assert prompt_ids(uri) == IDS
-
-
-def test_commit_that_another_attempt_wins_in_between_is_lost(uri: Path, store: Callable[..., None]) -> None:
-    """The other attempt's transaction comes after this one has read the log and before it writes."""
-    other = write(uri, ["x", "y", "z"])
-
-    def be_overtaken(write_transaction: Callable[[], None], number: int) -> None:
-        if number == 1:
-            assert try_commit(uri, other)
-        write_transaction()
-
-    store(be_overtaken)
-    assert not try_commit(uri, write(uri))
-    assert prompt_ids(uri) == ["x", "y", "z"]
-
-
-def test_commit_beside_another_shard_keeps_both(uri: Path, store: Callable[..., None]) -> None:
-    other = write(uri, ["x"], shard=1)
-
-    def be_overtaken(write_transaction: Callable[[], None], number: int) -> None:
-        if number == 1:
-            assert try_commit(uri, other, "shard-1")
-        write_transaction()
-
-    store(be_overtaken)
-    assert try_commit(uri, write(uri))
-    assert prompt_ids(uri) == ["a", "b", "c", "x"]
-
-
-def test_commit_of_many_writers_at_once_lets_one_win_each_shard(uri: Path) -> None:
-    shards, attempts = 3, 2
-    barrier, won = threading.Barrier(shards * attempts), []
-
-    def work(shard: int) -> None:
-        action = write(uri, [f"p{shard}"], shard)
-        barrier.wait()
-        if try_commit(uri, action, f"shard-{shard}"):
-            won.append((shard, action.path))
-
-    threads = [threading.Thread(target=work, args=(n % shards,)) for n in range(shards * attempts)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(shard for shard, _ in won) == [0, 1, 2]
-    assert sorted((file.shard, file.path) for file in shard_files(DeltaTable(str(uri)))) == sorted(won)
 
 
 def test_commit_gives_up_at_its_deadline_with_the_stores_words(uri: Path, store: Callable[..., None]) -> None:
     def refuse(write_transaction: Callable[[], None], number: int) -> None:
         raise OSError("no space left")
 
+    writer = claim(uri, deadline_s=0.05)
     store(refuse)
     with pytest.raises(DeadlineExceeded) as error:
-        try_commit(uri, write(uri), deadline_s=0.05)
-    for needle in (str(uri), "shard-0", "deadlines.commit", "no space left"):
+        writer.add([write(uri)])
+    for needle in (str(uri), "1 shards", "deadlines.commit", "no space left"):
         assert needle in str(error.value)
     assert prompt_ids(uri) == []
 
@@ -202,16 +171,17 @@ def test_commit_fault_of_ours_is_not_tried_again(uri: Path, store: Callable[...,
     def fail(write_transaction: Callable[[], None], number: int) -> None:
         raise TypeError(f"try {number}")
 
+    writer = claim(uri)
     store(fail)
     with pytest.raises(TypeError, match="try 1"):
-        try_commit(uri, write(uri))
+        writer.add([write(uri)])
 
 
 def test_shard_files_tell_rows_and_nulls_in_order_of_the_shard(uri: Path) -> None:
     states = [RowStatus.ACCEPTED, RowStatus.ACCEPTED, RowStatus.REJECTED, RowStatus.FAILED]
     for shard in (2, 0, 1):
         rows = [make_row(f"{shard}{number}", 0, shard, state) for number, state in enumerate(states[shard:])]
-        assert commit_rows(uri, rows, shard)
+        commit_rows(uri, rows, shard)
     files = list(shard_files(DeltaTable(str(uri))))
     assert [(file.shard, file.num_rows) for file in files] == [(0, 4), (1, 3), (2, 2)]
     assert [(file.nulls["reason"], file.nulls["completion"]) for file in files] == [(2, 1), (1, 1), (0, 1)]
@@ -232,7 +202,7 @@ def test_shard_files_are_the_same_after_a_checkpoint_of_the_log(uri: Path) -> No
     for log in (uri / "_delta_log").glob("*.json"):
         log.unlink()
     assert list(shard_files(DeltaTable(str(uri)))) == before
-    assert is_committed(DeltaTable(str(uri)), "shard-1")
+    assert DeltaTable(str(uri)).transaction_version(WRITER) == 2
 
 
 def test_log_carries_statistics_that_other_engines_can_use(uri: Path) -> None:
@@ -243,17 +213,8 @@ def test_log_carries_statistics_that_other_engines_can_use(uri: Path) -> None:
     assert (statistics["minValues"]["prompt_id"], statistics["maxValues"]["prompt_id"]) == ("a", "c")
 
 
-def claim_table(uri: Path) -> int:
-    return claim(str(uri), COMPLETIONS_SCHEMA, DEADLINE_S)
-
-
-def try_commit_as(uri: Path, writer: int, shard: int = 0) -> bool:
-    action = write(uri, [f"p{shard}"], shard)
-    return commit(str(uri), COMPLETIONS_SCHEMA, [action], f"shard-{shard}", DEADLINE_S, writer=writer)
-
-
 def test_claim_numbers_the_commands_in_their_order(uri: Path) -> None:
-    assert [claim_table(uri) for _ in range(3)] == [1, 2, 3]
+    assert [claim(uri).number for _ in range(3)] == [1, 2, 3]
     assert prompt_ids(uri) == []
 
 
@@ -264,7 +225,7 @@ def test_claim_whose_acknowledgement_is_lost_is_newest_all_the_same(uri: Path, s
             raise OSError("connection reset")
 
     store(lose_answer)
-    require_newest(DeltaTable(str(uri)), claim_table(uri))
+    claim(uri).require_newest()
 
 
 def test_claim_of_several_at_once_gives_each_a_number_of_its_own(uri: Path, store: Callable[..., None]) -> None:
@@ -272,39 +233,69 @@ def test_claim_of_several_at_once_gives_each_a_number_of_its_own(uri: Path, stor
 
     def be_overtaken(write_transaction: Callable[[], None], number: int) -> None:
         if number == 1:
-            others.append(claim_table(uri))
+            others.append(claim(uri).number)
         write_transaction()
 
     store(be_overtaken)
-    mine = claim_table(uri)
+    mine = claim(uri)
     assert others == [1]
-    assert mine == 2
+    assert mine.number == 2
 
 
 def test_commit_of_a_command_that_a_later_one_has_replaced_is_refused(uri: Path) -> None:
-    first = claim_table(uri)
-    assert try_commit_as(uri, first, shard=0)
-    second = claim_table(uri)
+    first = claim(uri)
+    first.add([write(uri, ["p0"], 0)])
+    second = claim(uri)
     with pytest.raises(UserError, match=r"a later command works on this run \(number 2, and this is number 1\)"):
-        try_commit_as(uri, first, shard=1)
-    assert try_commit_as(uri, second, shard=1)
+        first.add([write(uri, ["p1"], 1)])
+    with pytest.raises(UserError, match="a later command"):
+        first.require_newest()
+    second.add([write(uri, ["p1"], 1)])
     assert prompt_ids(uri) == ["p0", "p1"]
 
 
-def test_commit_that_a_later_command_overtakes_is_refused(uri: Path, store: Callable[..., None]) -> None:
-    """The later command claims after this one has read the log and commits the shard that this one is about to."""
-    first = claim_table(uri)
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_commit_that_a_later_command_overtakes_is_refused(
+    uri: Path, store: Callable[..., None], is_quick: bool
+) -> None:
+    """The later command claims after this one has read the log, and may even add the same shard."""
+    first, later = claim(uri), []
 
     def be_overtaken(write_transaction: Callable[[], None], number: int) -> None:
         if number == 1:
-            assert try_commit_as(uri, claim_table(uri), shard=0)
+            later.append(claim(uri))
+            if is_quick:
+                later[0].add([write(uri, ["p0"])])
         write_transaction()
 
     store(be_overtaken)
-    assert not try_commit_as(uri, first, shard=0)
     with pytest.raises(UserError, match="a later command"):
-        try_commit_as(uri, first, shard=1)
-    assert prompt_ids(uri) == ["p0"]
+        first.add([write(uri, ["p0"])])
+    assert prompt_ids(uri) == (["p0"] if is_quick else [])
+
+
+def test_of_many_writers_at_once_the_last_to_claim_adds_its_shard(uri: Path) -> None:
+    barrier, outcomes = threading.Barrier(4), {}
+
+    def work(shard: int) -> None:
+        action = write(uri, [f"p{shard}"], shard)
+        barrier.wait()
+        writer = claim(uri)
+        try:
+            writer.add([action])
+            outcomes[writer.number] = action.path
+        except UserError:
+            outcomes[writer.number] = None
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [1, 2, 3, 4]
+    assert outcomes[4] is not None
+    added = {path for path in outcomes.values() if path is not None}
+    assert {file.path for file in shard_files(DeltaTable(str(uri)))} == added
 
 
 def test_remove_orphans_leaves_what_the_log_names_and_what_is_young(uri: Path) -> None:

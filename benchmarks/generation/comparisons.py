@@ -1,0 +1,48 @@
+"""Which comparisons the table has and what each should come to (issue 4 of this project)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from benchmarks.generation.workloads import Name
+
+
+class Measure(StrEnum):
+    """What of a run is compared: tokens a second, higher is better."""
+
+    STEADY = "steady"
+    END_TO_END = "end to end"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``ours`` against ``arm`` on one workload. ``goals`` is by model; a model that is not in it has the 27m goal.
+
+    ``variant`` says what becomes of the rows for the other side when that is ours as well.
+    """
+
+    arm: str
+    workload: Name
+    goals: dict[str, float]
+    measure: Measure
+    variant: str = "plain"
+
+    @property
+    def process(self) -> str:
+        """Name of the arm whose process runs the other side."""
+        return self.arm if self.variant == "plain" else "ours"
+
+    def goal(self, model: str) -> float:
+        return self.goals.get(model, self.goals["27m"])
+
+
+COMPARISONS = (
+    Comparison("llm", Name.FIXED, {"27m": 0.97, "4m": 0.95}, Measure.STEADY),
+    Comparison("llm", Name.LONG_TAIL, {"27m": 0.95}, Measure.STEADY),
+    Comparison("llm-chunks", Name.LONG_TAIL, {"27m": 1.3}, Measure.STEADY),
+    Comparison("ray-data-engine", Name.FIXED, {"27m": 1.05}, Measure.STEADY),
+    Comparison("ray-data-engine", Name.LONG_TAIL, {"27m": 1.05}, Measure.STEADY),
+    Comparison("ray-data-serve", Name.FIXED, {"27m": 1.5, "4m": 2.0}, Measure.STEADY),
+    Comparison("http", Name.FIXED, {"27m": 1.2}, Measure.STEADY),
+    Comparison("ours-shuffled", Name.PREFIX, {"27m": 1.3}, Measure.STEADY, variant="shuffled"),
+    Comparison("ours-duplicates", Name.N4, {"27m": 1.3}, Measure.STEADY, variant="duplicates"),
+)
