@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from benchmarks.generation.arms import Arm, ArmSettings, RowDone
 from benchmarks.generation.engine import CORE_VARIABLE, RECORDS_VARIABLE, Cores, engine_environment, read_records
 from benchmarks.generation.workloads import Name, WorkItem, build_workload, duplicated, shuffled
+from benchmarks.processes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 IN_PROCESS = ("ours", "llm")  # arms, by the first word of their name, whose engine is not a process of its own
 
 

@@ -19,12 +19,13 @@ from typing import Any
 
 from benchmarks.generation.arm import Order
 from benchmarks.generation.arms import START_S, ArmSettings
-from benchmarks.generation.child import ArmFailed, ArmProcess
+from benchmarks.generation.child import ArmProcess
 from benchmarks.generation.comparisons import COMPARISONS, Comparison
 from benchmarks.generation.engine import engine_kwargs, find_difference, split_cores
 from benchmarks.generation.models import CONTEXT_TOKENS, SHAPES, make_model
 from benchmarks.generation.table import Outcome, Sample, format_table
 from benchmarks.generation.workloads import Name
+from benchmarks.processes import ArmFailed
 from cluster.signals import interrupt_on_sigterm
 
 ROWS = {Name.FIXED: 1024, Name.LONG_TAIL: 1024, Name.PREFIX: 2048, Name.N4: 2048}

@@ -1,12 +1,10 @@
-"""What the numbers of a comparison are: steady state of one run, and the ratio of two arms over pairs of runs."""
+"""Steady state of one run, between its ramp and its tail."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
 STEADY_FROM, STEADY_TO = 0.05, 0.95  # of the rows, in order of their completion
 WAVE = 0.02  # of the steady time: rows this near to its ends belong to the same wave as the rows there
 
@@ -31,15 +29,6 @@ class Phases:
     tail_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Median of paired ratios with the bounds of its bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-
 def cut_phases(completions: Sequence[Completion], seconds: float) -> Phases:
     """Steady state is the slope of tokens over time, by least squares, from the 5 % row to the 95 % row.
 
@@ -60,14 +49,3 @@ def cut_phases(completions: Sequence[Completion], seconds: float) -> Phases:
     spread = float(centred @ centred)
     slope = float(centred @ made) / spread if spread > 0 else float("nan")
     return Phases(float(first), slope, float(seconds - last))
-
-
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
-    """Median of ``ours[i] / theirs[i]``; percentile bootstrap over the pairs."""
-    if len(ours) != len(theirs) or not ours:
-        raise ValueError(f"pairs are needed, not {len(ours)} and {len(theirs)} values")
-    ratios = np.asarray(ours, dtype=float) / np.asarray(theirs, dtype=float)
-    picks = np.random.default_rng(seed).integers(0, len(ratios), size=(RESAMPLES, len(ratios)))
-    medians = np.median(ratios[picks], axis=1)
-    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(float(np.median(ratios)), float(low), float(high))

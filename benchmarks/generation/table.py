@@ -6,7 +6,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.generation.comparisons import Comparison, Measure
-from benchmarks.generation.statistics import Completion, Phases, Ratio, cut_phases, paired_ratio
+from benchmarks.generation.statistics import Completion, Phases, cut_phases
+from benchmarks.statistics import Interval, paired_ratio
 
 HEADER = (
     f"{'workload':<10} {'ours against':<16} {'tokens/s steady':>16} {'end to end':>14} {'core-s/1k tok':>14}  "
@@ -50,14 +51,14 @@ class Outcome:
     theirs: Sequence[Sample]
 
     @property
-    def steady(self) -> Ratio:
+    def steady(self) -> Interval:
         return paired_ratio(
             [each.phases.steady_tokens_per_s for each in self.ours],
             [each.phases.steady_tokens_per_s for each in self.theirs],
         )
 
     @property
-    def end_to_end(self) -> Ratio:
+    def end_to_end(self) -> Interval:
         return paired_ratio([each.tokens_per_s for each in self.ours], [each.tokens_per_s for each in self.theirs])
 
     @property
@@ -100,5 +101,5 @@ def _both(ours: Sequence[Sample], theirs: Sequence[Sample], value: Any, form: st
     return f"{first:{form}} / {second:{form}}"
 
 
-def _interval(ratio: Ratio) -> str:
+def _interval(ratio: Interval) -> str:
     return f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"

@@ -17,8 +17,8 @@ from deltalake import DeltaTable
 
 from benchmarks.generation.arms import RUN_S, START_S, ArmSettings, RowDone, Run
 from benchmarks.generation.engine import RECORDS_VARIABLE, engine_environment
-from benchmarks.generation.ray_cluster import ray_cluster
 from benchmarks.generation.workloads import WorkItem, sampling_temperature
+from benchmarks.ray_cluster import ray_cluster
 from configs.schema import (
     AcceptanceConfig,
     Device,

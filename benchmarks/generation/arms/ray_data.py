@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.generation.arms import RUN_S, START_S, ArmSettings, RowDone, Run
-from benchmarks.generation.ray_cluster import ray_cluster
 from benchmarks.generation.workloads import WorkItem
+from benchmarks.ray_cluster import ray_cluster
 
 BATCH_ROWS = 64  # of the engine processor; 64 rows times 8 batches in flight was the best shape that Ray's own found
 CONCURRENT_BATCHES = 8

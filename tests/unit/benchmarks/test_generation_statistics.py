@@ -9,7 +9,7 @@ from benchmarks.generation.arm import check_tokens
 from benchmarks.generation.arms import RowDone
 from benchmarks.generation.comparisons import COMPARISONS, Comparison, Measure
 from benchmarks.generation.engine import find_difference
-from benchmarks.generation.statistics import Completion, Phases, cut_phases, paired_ratio
+from benchmarks.generation.statistics import Completion, Phases, cut_phases
 from benchmarks.generation.table import HEADER, Outcome, Sample, format_table
 from benchmarks.generation.workloads import (
     PREFIX_TOKENS,
@@ -105,23 +105,6 @@ def test_cut_phases_waves_count_the_tokens_made_between_them() -> None:
 
 def test_cut_phases_everything_at_once_has_no_steady_state() -> None:
     assert math.isnan(cut_phases([Completion(1.0, 10)] * 10, seconds=1.0).steady_tokens_per_s)
-
-
-def test_paired_ratio_is_of_pairs_and_not_of_medians() -> None:
-    ratio = paired_ratio([10, 20, 40], [5, 10, 20])
-    assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 2.0)
-
-
-def test_paired_ratio_interval_is_repeatable_and_holds_the_median() -> None:
-    ours, theirs = [1.0, 1.1, 0.9, 1.2, 1.05, 0.95, 1.0], [1.0] * 7
-    ratio = paired_ratio(ours, theirs)
-    assert ratio == paired_ratio(ours, theirs)
-    assert 0.9 <= ratio.low < ratio.median < ratio.high <= 1.2
-
-
-def test_paired_ratio_refuses_unequal_numbers() -> None:
-    with pytest.raises(ValueError, match="not 1 and 2 values"):
-        paired_ratio([1.0], [1.0, 2.0])
 
 
 def test_find_difference_names_the_key_and_both_values() -> None:
