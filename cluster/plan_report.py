@@ -7,7 +7,7 @@ from cluster.phases.plan import held_out_prompts
 from cluster.preflight import check_sources
 from cluster.run_dir import RunDir
 from configs.errors import UserError
-from configs.schema import RunConfig
+from configs.schema import RunConfig, TrainingConfig
 from services.plan import prompts_per_shard
 from services.prompts import read_prompts
 
@@ -45,10 +45,22 @@ def print_plan(config: RunConfig) -> None:
         f"replicas  {config.teacher.min_replicas} to {config.teacher.max_replicas}, tensor parallel "
         f"{config.teacher.engine.tensor_parallel_size}, {config.teacher.accelerator_type or 'no GPU type asked for'}",
         f"student   {_student(config)}",
-        f"training  {training.num_workers} workers, {training.batch_sequences * training.sequence_length:,} tokens a "
-        f"step, {f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
+        f"training  {_workers(training)} workers, {_batch(training)} a step, "
+        f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
     ]
     print("\n".join(lines))
+
+
+def _batch(training: TrainingConfig) -> str:
+    if training.batch_sequences is None:
+        return f"{training.batch_tokens:,} loss tokens"
+    return f"{training.batch_sequences * training.sequence_length:,} tokens"
+
+
+def _workers(training: TrainingConfig) -> str:
+    if training.min_workers == training.max_workers:
+        return str(training.max_workers)
+    return f"{training.min_workers} to {training.max_workers}"
 
 
 def _teacher(config: RunConfig, run_dir: RunDir) -> str:

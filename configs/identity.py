@@ -17,10 +17,12 @@ OPERATIONAL_KEYS = frozenset(
         "evaluation.batch_size",
         "generation.clients",
         "generation.max_attempts",
+        "generation.reorder",
         "generation.rows_per_call",
         "generation.window_rows",
         "student.device",
         "teacher.accelerator_type",
+        "teacher.deadline",
         "teacher.engine.device",
         "teacher.engine.gpu_memory_utilization",
         "teacher.engine.kind",
@@ -32,6 +34,7 @@ OPERATIONAL_KEYS = frozenset(
         "teacher.max_replicas",
         "teacher.min_replicas",
         "training.activation_checkpointing",
+        "training.async_checkpoint",
         "training.checkpoint_every",
         "training.compile",
         "training.keep_checkpoints",
@@ -39,7 +42,9 @@ OPERATIONAL_KEYS = frozenset(
         "training.max_failures",
         "training.micro_batch_sequences",
         "training.num_workers",
+        "training.resize_check_every",
         "training.threads_per_worker",
+        "training.trackers",
     }
 )
 

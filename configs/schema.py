@@ -7,9 +7,35 @@ is what the documentation and the error messages quote. Validators check; they n
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _check_workers(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Say one sentence where a union of types would say one each."""
+    rule = f"must be a number of workers from 1, or a pair [min, max] of such numbers, not {value!r}"
+    try:
+        workers = validate(value)
+    except ValidationError:
+        raise ValueError(rule) from None
+    low, high = (workers, workers) if isinstance(workers, int) else workers
+    if not 0 < low <= high:
+        raise ValueError(rule)
+    return workers
+
+
+NumWorkers = Annotated[int | tuple[int, int], WrapValidator(_check_workers)]
 
 
 class Section(BaseModel):
@@ -73,6 +99,14 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+class Tracker(StrEnum):
+    """Something that draws the curves of a training job."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+
 class TrainingDtype(StrEnum):
     """Dtype of the forward and backward pass; master weights and optimiser state are always float32."""
 
@@ -126,8 +160,12 @@ class TrainingConfig(Section):
 
     sequence_length: PositiveInt = 4096
     """Length of a packed sequence (tokens); longer rows are handled by ``overlong``."""
-    batch_sequences: PositiveInt = 16
-    """Packed sequences in one optimiser step over all workers; times ``sequence_length`` is the global batch."""
+    batch_sequences: PositiveInt | None = 16
+    """Packed sequences in one optimiser step over all workers; times ``sequence_length`` is the global batch. Null
+    where ``batch_tokens`` is set."""
+    batch_tokens: PositiveInt | None = None
+    """Loss-bearing tokens in one optimiser step over all workers, as nearly as whole sequences allow; exactly one of
+    it and ``batch_sequences`` is set (tokens)."""
     micro_batch_sequences: PositiveInt = 1
     """Packed sequences in one forward pass of one worker."""
     epochs: PositiveInt = 1
@@ -150,6 +188,8 @@ class TrainingConfig(Section):
     """Optimiser steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    async_checkpoint: bool = True
+    """Write checkpoints while the next steps are taken, from a copy of the state in the host's memory."""
     log_every: PositiveInt = 10
     """Optimiser steps between two lines of metrics."""
     activation_checkpointing: bool = False
@@ -158,12 +198,37 @@ class TrainingConfig(Section):
     """Compile the model with ``torch.compile``; worth it on GPUs."""
     overlong: Annotated[str, Field(pattern="^(refuse|drop)$")] = "drop"
     """Rows longer than ``sequence_length``: ``drop`` them and count them, or ``refuse`` to train."""
-    num_workers: PositiveInt = 1
-    """Ray Train workers; each holds one FSDP2 shard of the student."""
+    num_workers: NumWorkers = 1
+    """Ray Train workers; each holds one FSDP2 shard of the student. A pair ``[min, max]`` lets the group shrink and
+    grow with the cluster, at the same global batch and sample order."""
+    resize_check_every: PositiveFloat = 60.0
+    """Seconds between two looks whether an elastic group could have another number of workers."""
     threads_per_worker: PositiveInt = 1
     """CPU threads of one worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker-group failures after which training gives up."""
+    """Worker-group failures after which training gives up; preemptions do not count."""
+    trackers: tuple[Tracker, ...] = (Tracker.TENSORBOARD,)
+    """Where metrics go beside ``metrics.jsonl``; ``wandb`` and ``mlflow`` are installed by whoever names them, and
+    follow their own environment variables."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.batch_sequences is None) == (self.batch_tokens is None):
+            raise ValueError(
+                "set exactly one of batch_sequences (sequences of a step) and batch_tokens (loss tokens of a step), "
+                "the other one to null"
+            )
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers up to which the group grows."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class MakeTeacherConfig(Section):
@@ -225,9 +290,13 @@ class TeacherConfig(Section):
     accelerator_type: str | None = None
     """Ray's name of the GPU type that replicas need, such as H100 or H200."""
     min_replicas: PositiveInt = 1
-    """Replicas that are always up while generating."""
+    """Replicas that are up from the start until no row is left."""
     max_replicas: PositiveInt = 1
-    """Replicas up to which the service may scale."""
+    """Replicas up to which the teacher scales: to meet ``deadline``, or without one as long as a further replica has
+    work for longer than it takes to start; and never more than there are ``engine.max_num_seqs`` of rows left."""
+    deadline: PositiveFloat | None = None
+    """Time in which all rows should be written, counted from when a command begins to generate (seconds). It decides
+    on replicas; a run that is late goes on."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -315,6 +384,9 @@ class GenerationConfig(Section):
     the clients (rows)."""
     rows_per_call: PositiveInt = 32
     """Rows of one call to a replica (rows)."""
+    reorder: bool = True
+    """Ask for the rows of a shard with shared prefixes together and the longest expected first; off keeps their order.
+    No answer depends on it."""
     max_attempts: PositiveInt = 4
     """Replies of one call that may be late (``deadlines.request``) before its rows fail."""
 

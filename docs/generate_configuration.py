@@ -88,6 +88,8 @@ def render_section(prefix: str, model: type[BaseModel], prefixes: list[str]) -> 
 def render_type(described: dict[str, Any], definitions: dict[str, Any]) -> str:
     """A key's type in a reader's words, with its bounds or choices."""
     variants = [each for each in described.get("anyOf", [described]) if each.get("type") != "null"]
+    if len(variants) > 1:
+        return " or ".join(render_type(each, definitions) for each in variants)
     schema = variants[0]
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
@@ -95,7 +97,10 @@ def render_type(described: dict[str, Any], definitions: dict[str, Any]) -> str:
     if schema["type"] == "object":
         return "mapping"
     if schema["type"] == "array":
-        return "list of strings"
+        if "prefixItems" in schema:
+            return f"pair of {schema['prefixItems'][0]['type']}s"
+        choices = schema["items"].get("$ref")
+        return "list of strings" if choices is None else f"list of {render_type(schema['items'], definitions)}"
     bounds = [f"{sign} {schema[keyword]:g}" for keyword, sign in BOUNDS.items() if keyword in schema]
     if "pattern" in schema:
         bounds.append(f"matches `{schema['pattern']}`")

@@ -1,7 +1,8 @@
 """Which rows make which packed sequence of which step: a function of (seed, epoch, lengths) and of nothing else.
 
 Row groups are shuffled, neighbours pooled into windows of about ``packing_window_rows``, rows shuffled within their
-window, windows packed and their packs shuffled. So reading stays local, and no worker count changes the order.
+window, windows packed and their packs shuffled. So reading stays local, and no worker count changes the order. Packs
+that are not full are taken apart and packed once more with the window after.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,9 @@ import numpy as np
 from configs.schema import TrainingConfig
 from training.corpus import Corpus, Int64s
 from training.packing import pack_rows
+
+# Row tokens of a pack, as a part of its room, from which no second try is worth it.
+_FULL = 0.997
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +81,14 @@ def _plan_windows(
     corpus: Corpus, config: TrainingConfig, windows: Iterable[Int64s], rng: np.random.Generator
 ) -> EpochPlan:
     rows: list[Int64s] = []
-    sizes: list[int] = []
     window_starts = [0]
-    for window in windows:
-        packs = pack_rows(corpus.lengths[window].tolist(), config.sequence_length)
-        # Best-fit decreasing returns packs of long rows first; unshuffled, each window would be a curriculum.
-        order = rng.permutation(len(packs))
-        rows.extend(window[packs[i]] for i in order)
-        sizes.extend(len(packs[i]) for i in order)
-        window_starts.append(len(sizes))
+    for packs in _pack_windows(corpus, config, list(windows)):
+        # Long rows are packed first; unshuffled, each window would be a curriculum.
+        rows.extend(packs[i] for i in rng.permutation(len(packs)))
+        window_starts.append(len(rows))
     all_rows = np.concatenate(rows)
-    pack_starts = np.concatenate([[0], np.cumsum(sizes)])
-    num_packs = len(sizes)
-    # Steps of equal size, at most batch_sequences: a last step of one lone pack would weigh as much as a full one.
-    num_steps = -(-num_packs // config.batch_sequences)
-    step_starts = np.arange(num_steps + 1) * num_packs // num_steps
+    pack_starts = np.concatenate([[0], np.cumsum([len(pack) for pack in rows])])
+    step_starts = _cut_steps(np.add.reduceat(corpus.loss_lengths[all_rows], pack_starts[:-1], dtype=np.int64), config)
     step_rows = pack_starts[step_starts[:-1]]
     return EpochPlan(
         rows=all_rows,
@@ -100,5 +97,36 @@ def _plan_windows(
         step_tokens=np.add.reduceat(corpus.lengths[all_rows], step_rows, dtype=np.int64),
         step_loss_tokens=np.add.reduceat(corpus.loss_lengths[all_rows], step_rows, dtype=np.int64),
         window_starts=np.array(window_starts),
-        fill=float(corpus.lengths[all_rows].sum() / (num_packs * config.sequence_length)),
+        fill=float(corpus.lengths[all_rows].sum() / (len(rows) * config.sequence_length)),
     )
+
+
+def _pack_windows(corpus: Corpus, config: TrainingConfig, windows: list[Int64s]) -> Iterator[list[Int64s]]:
+    """Yield the packs of each window. A row waits for the next window at most once, so reading stays local."""
+    carried = np.zeros(0, np.int64)
+    for place, window in enumerate(windows):
+        rows = np.concatenate([carried, window])
+        packs, waiting = [], []
+        for pack in pack_rows(corpus.lengths[rows].tolist(), config.sequence_length):
+            is_full = corpus.lengths[rows[pack]].sum() >= _FULL * config.sequence_length
+            if is_full or min(pack) < len(carried) or place == len(windows) - 1:
+                packs.append(rows[pack])
+            else:
+                waiting += pack
+        carried = rows[np.sort(np.array(waiting, np.int64))]
+        yield packs
+
+
+def _cut_steps(pack_loss_tokens: Int64s, config: TrainingConfig) -> Int64s:
+    """Return the packs at which steps begin, and the end: steps are alike, so that none weighs more than it holds."""
+    num_packs = len(pack_loss_tokens)
+    if config.batch_sequences is not None:
+        num_steps = -(-num_packs // config.batch_sequences)
+        return np.arange(num_steps + 1) * num_packs // num_steps
+    assert config.batch_tokens is not None
+    ends = np.cumsum(pack_loss_tokens)
+    num_steps = max(1, round(ends[-1] / config.batch_tokens))
+    # Each boundary is the one between packs that is nearest to an even share; a pack of several shares is one step.
+    middles = ends - pack_loss_tokens / 2
+    shares = np.arange(1, num_steps) * ends[-1] / num_steps
+    return np.unique(np.concatenate([[0], np.searchsorted(middles, shares), [num_packs]]))

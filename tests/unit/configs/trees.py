@@ -32,6 +32,7 @@ OPERATIONAL: dict[str, Any] = {
     "generation.window_rows": 5,
     "student.device": "cpu",
     "teacher.accelerator_type": "H100",
+    "teacher.deadline": 3600.0,
     "teacher.engine.device": "cpu",
     "teacher.engine.gpu_memory_utilization": 0.5,
     "teacher.engine.kind": "async",
@@ -43,14 +44,17 @@ OPERATIONAL: dict[str, Any] = {
     "teacher.max_replicas": 4,
     "teacher.min_replicas": 2,
     "training.activation_checkpointing": True,
+    "training.async_checkpoint": False,
     "training.checkpoint_every": 7,
     "training.compile": True,
     "training.keep_checkpoints": 7,
     "training.log_every": 7,
     "training.max_failures": 7,
     "training.micro_batch_sequences": 2,
-    "training.num_workers": 2,
+    "training.num_workers": [1, 2],
+    "training.resize_check_every": 7.0,
     "training.threads_per_worker": 2,
+    "training.trackers": [],
 }
 
 

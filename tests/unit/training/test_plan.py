@@ -1,5 +1,6 @@
 """The order of rows is a function of (seed, epoch, lengths), whatever the number of workers."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from configs.schema import TrainingConfig
 from tests.unit.training.tiny import make_job, make_rows, write_rows
 from training.batches import iterate_steps
-from training.corpus import Corpus, load_corpus
+from training.corpus import Corpus, RowGroup, load_corpus
 from training.parallel import World
 from training.plan import plan_epoch, plan_evaluation
 
@@ -45,6 +46,47 @@ def test_plan_epoch_steps_differ_by_at_most_one_pack_and_keep_the_batch(corpus: 
     sizes = np.diff(plan_epoch(corpus, config, 0).step_starts)
     assert sizes.max() <= config.batch_sequences
     assert sizes.max() - sizes.min() <= 1
+
+
+def test_plan_epoch_batch_tokens_steps_bear_about_as_many_loss_tokens(corpus: Corpus, config: TrainingConfig) -> None:
+    in_tokens = config.model_copy(update={"batch_sequences": None, "batch_tokens": 150})
+    plan = plan_epoch(corpus, in_tokens, 0)
+    assert plan.rows.tolist() == plan_epoch(corpus, config, 0).rows.tolist()
+    # A boundary is at most half a pack of 48 tokens away from its share.
+    assert np.abs(plan.step_loss_tokens - plan.step_loss_tokens.mean()).max() <= 48
+    assert plan.num_steps == round(plan.step_loss_tokens.sum() / 150)
+
+
+def test_plan_epoch_batch_tokens_below_one_pack_makes_a_step_of_each_pack(
+    corpus: Corpus, config: TrainingConfig
+) -> None:
+    plan = plan_epoch(corpus, config.model_copy(update={"batch_sequences": None, "batch_tokens": 1}), 0)
+    assert np.diff(plan.step_starts).tolist() == [1] * (len(plan.pack_starts) - 1)
+
+
+def make_corpus(lengths: np.ndarray, group_rows: int) -> Corpus:
+    groups = [RowGroup("unread", i, group_rows, i * group_rows) for i in range(len(lengths) // group_rows)]
+    every = np.ones(len(lengths), bool)
+    return Corpus(tuple(groups), lengths.astype(np.int32), lengths.astype(np.int32), every, ~every, 0)
+
+
+@pytest.mark.parametrize("kind", ["long-tailed", "alike"])
+def test_plan_epoch_windows_of_4096_rows_are_997_permille_full_over_all(kind: str) -> None:
+    rng, num_rows = np.random.default_rng(0), 16 * 4096
+    tailed = rng.lognormal(np.log(1800), 0.8, num_rows).clip(16, 4096)
+    corpus = make_corpus(tailed if kind == "long-tailed" else rng.integers(37, 42, num_rows), 1024)
+    plan = plan_epoch(corpus, TrainingConfig(sequence_length=4096), 0)
+    assert sorted(plan.rows) == list(range(num_rows))
+    assert plan.fill >= 0.997
+
+
+def test_plan_epoch_packs_hold_rows_of_their_window_and_the_one_before() -> None:
+    corpus = make_corpus(np.random.default_rng(0).integers(300, 2000, 8 * 512), 512)
+    plan = plan_epoch(corpus, TrainingConfig(sequence_length=4096, packing_window_rows=512), 0)
+    bounds = plan.pack_starts[plan.window_starts]
+    groups = [set((plan.rows[first:end] // 512).tolist()) for first, end in itertools.pairwise(bounds)]
+    assert len(groups) == 8
+    assert all(len(group) <= 2 for group in groups)
 
 
 def test_plan_epoch_same_seed_and_epoch_repeats_and_others_differ(corpus: Corpus, config: TrainingConfig) -> None:
