@@ -107,6 +107,15 @@ class Tracker(StrEnum):
     MLFLOW = "mlflow"
 
 
+class Attention(StrEnum):
+    """How a student attends, in transformers' names."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    FLEX = "flex_attention"
+    EAGER = "eager"
+
+
 class TrainingDtype(StrEnum):
     """Dtype of the forward and backward pass; master weights and optimiser state are always float32."""
 
@@ -196,8 +205,14 @@ class TrainingConfig(Section):
     """Recompute activations of each layer in the backward pass, to save memory."""
     compile: bool = False
     """Compile the model with ``torch.compile``; worth it on GPUs."""
+    attention: Attention = Attention.AUTO
+    """Kernel of the attention within each packed row: ``auto`` takes FlexAttention on GPUs, which skips what a row may
+    not see, and on CPUs what transformers takes for the architecture, mostly sdpa."""
     overlong: Annotated[str, Field(pattern="^(refuse|drop)$")] = "drop"
     """Rows longer than ``sequence_length``: ``drop`` them and count them, or ``refuse`` to train."""
+    check_rows: Annotated[int, Field(ge=0)] = 64
+    """Accepted rows that are looked at before the first step: completion kept by the tokenizer, loss on it alone, end
+    of turn, template, closed thinking. The first that would teach something else stops the run; 0 looks at none."""
     num_workers: NumWorkers = 1
     """Ray Train workers; each holds one FSDP2 shard of the student. A pair ``[min, max]`` lets the group shrink and
     grow with the cluster, at the same global batch and sample order."""
@@ -268,8 +283,23 @@ class EngineConfig(Section):
     """Memory for the KV cache on a CPU (GiB)."""
     threads: PositiveInt = 1
     """OpenMP threads of the engine on a CPU."""
+    quantization: str | None = None
+    """Weights quantised while loading, in vLLM's names, such as fp8; unset takes the weights as they are stored."""
+    speculative_config: dict[str, Any] | None = None
+    """Speculative decoding in vLLM's form, such as ``{method: ngram, num_speculative_tokens: 4, prompt_lookup_max: 4}``
+    or ``{model: OWNER/SMALLER, num_speculative_tokens: 4}``; unset decodes token by token."""
+    enable_prefix_caching: bool | None = None
+    """Keep the cache of prompt prefixes that rows share; unset takes vLLM's default, on where the model allows it."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Any further vLLM engine argument (quantization, speculative_config, enable_prefix_caching, …)."""
+    """Any further vLLM engine argument, such as ``max_num_batched_tokens`` or ``kv_cache_dtype``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if taken := sorted(self.extra.keys() & type(self).model_fields.keys()):
+            raise ValueError(
+                f"teacher.engine.extra: {taken[0]} has a key of its own; set teacher.engine.{taken[0]} instead"
+            )
+        return self
 
 
 class TeacherConfig(Section):

@@ -100,11 +100,8 @@ class _FileMeasures:
 
 
 def _measure_file(file: DataFile) -> _FileMeasures:
+    check_file(file)
     fs, path = open_filesystem(file.path)
-    if not fs.exists(path):
-        raise UserError(f"the data file {file.path!r} does not exist")
-    if file.sha256 is not None and (found := sha256_of(file.path)) != file.sha256:
-        raise UserError(f"the data file {file.path!r} has changed: sha256 {found}, expected {file.sha256}")
     lengths, loss_lengths, hashes = [], [], []
     with fs.open(path, "rb") as handle:
         parquet = pq.ParquetFile(handle)
@@ -133,6 +130,15 @@ def _measure_file(file: DataFile) -> _FileMeasures:
 def _list_lengths(column: pa.Array) -> Int32s:
     lengths: Int32s = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int32)
     return lengths
+
+
+def check_file(file: DataFile) -> None:
+    """Raise UserError when a data file is missing or its bytes are not those of its digest."""
+    fs, path = open_filesystem(file.path)
+    if not fs.exists(path):
+        raise UserError(f"the data file {file.path!r} does not exist")
+    if file.sha256 is not None and (found := sha256_of(file.path)) != file.sha256:
+        raise UserError(f"the data file {file.path!r} has changed: sha256 {found}, expected {file.sha256}")
 
 
 def sha256_of(uri: str) -> str:

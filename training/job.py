@@ -31,6 +31,9 @@ class JobDevice(StrEnum):
 OPERATIONAL_KEYS = frozenset(
     {
         "activation_checkpointing",
+        "async_checkpoint",
+        "attention",
+        "check_rows",
         "checkpoint_every",
         "compile",
         "keep_checkpoints",
@@ -38,7 +41,9 @@ OPERATIONAL_KEYS = frozenset(
         "max_failures",
         "micro_batch_sequences",
         "num_workers",
+        "resize_check_every",
         "threads_per_worker",
+        "trackers",
     }
 )
 
@@ -140,8 +145,14 @@ class StepMetrics:
     """Wall time of the steps since the line before."""
     data_wait_s: float
     """Part of ``seconds`` that this worker waited for its rows."""
+    checkpoint_blocked_s: float
+    """Part of ``seconds`` that the steps stood still for a checkpoint."""
     peak_memory_mib: float
     """Peak resident memory (CPU) or allocated memory (GPU) of this worker (MiB)."""
+    time: float
+    """When the line was written (seconds since 1970)."""
+    mfu: float | None = None
+    """Operations that the mathematics needs, as a part of what the devices can do; None where that is not known."""
     evaluation_loss: float | None = None
     """Mean cross-entropy of the held-back rows, where this step measured it (nats)."""
 

@@ -8,11 +8,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from training.job import TrainJob
+from configs.schema import Attention
+from training.job import JobDevice, TrainJob
+from training.loss import LogitTransform
 
-# Keys of model configurations that say the logits are more than one linear map of the hidden states, which the loss
-# would get wrong; with the value that means no change.
-_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+# Relative to the logits' spread; float32 sums in another order differ by about 1e-6 of it.
+_PROBE_TOLERANCE = 1e-3
 
 
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -36,6 +37,10 @@ def build_model(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         raise UserError("set exactly one of student.model (weights to start from) and student.init (random weights)")
     model = _load_model(job) if job.model is not None else _initialise_model(job, tokenizer)
     _check_model(model, job, tokenizer)
+    if has_softcap := getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation(Attention.EAGER)  # sdpa, transformers' own choice, would leave the cap out
+    _probe_packing(model)
+    _set_attention(model, job, has_softcap)
     if job.training.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -57,7 +62,6 @@ def _load_model(job: TrainJob) -> PreTrainedModel:
             trust_remote_code=job.trust_remote_code,
             dtype=torch.float32,
             use_safetensors=True,  # pickled weights can run code
-            attn_implementation="sdpa",
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load student.model {job.model!r}: {_first_line(error)}") from error
@@ -80,7 +84,7 @@ def _initialise_model(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> PreT
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.training.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -113,9 +117,52 @@ def _check_model(model: PreTrainedModel, job: TrainJob, tokenizer: PreTrainedTok
             f"the student's vocabulary ({vocabulary}) is smaller than that of the tokenizer {job.tokenizer!r} "
             f"({len(tokenizer)}); give the student the tokenizer it was made with (student.transfer=text)"
         )
-    for key, neutral in _LOGIT_TRANSFORMS.items():
-        if getattr(config, key, neutral) not in (None, neutral):
-            raise UserError(f"students whose configuration sets {key} are not supported; take another student.model")
+
+
+@torch.no_grad()
+def _probe_packing(model: PreTrainedModel) -> None:
+    """Compare a packed row's logits, as the loss computes them, with the model's own logits of the row alone.
+
+    A model that carries state from one packed row into the next (recurrent layers, positions it counts itself), or
+    that does something else to its logits, would train on wrong losses without any sign of it.
+    """
+    is_training = model.training
+    model.eval()
+    hidden_BTD = model.base_model(
+        input_ids=torch.tensor([[3, 1, 4, 1, 2]]),
+        position_ids=torch.tensor([[0, 1, 2, 0, 1]]),
+        attention_mask=None,
+        use_cache=False,
+    ).last_hidden_state
+    head = model.get_output_embeddings()
+    ours = LogitTransform.of(model.config.get_text_config())(head(hidden_BTD[:, 3:]))
+    theirs = model(input_ids=torch.tensor([[1, 2]]), use_cache=False).logits
+    model.train(is_training)
+    if (ours - theirs).abs().max() > _PROBE_TOLERANCE * theirs.abs().max().clamp(min=1e-3):
+        raise UserError(
+            f"a student of type {model.config.model_type} cannot be trained on packed rows: its logits for a row "
+            "change with the rows before it, or are not what its output matrix gives; take another student.model"
+        )
+
+
+def _set_attention(model: PreTrainedModel, job: TrainJob, has_softcap: bool) -> None:
+    """Set the attention of training, which ``auto`` leaves as it is on a CPU."""
+    chosen, is_gpu = job.training.attention, job.device is JobDevice.GPU
+    if chosen is Attention.AUTO:
+        if is_gpu and model._supports_flex_attn:
+            model.set_attn_implementation(Attention.FLEX)
+        return
+    if chosen is Attention.SDPA and has_softcap:
+        raise UserError("training.attention=sdpa would leave out the student's attention soft cap; set it to auto")
+    if chosen is Attention.FLEX and not is_gpu:
+        raise UserError("training.attention=flex_attention needs student.device=gpu; set training.attention=auto")
+    try:
+        model.set_attn_implementation(chosen)
+    except ValueError as error:
+        raise UserError(
+            f"training.attention={chosen} cannot be had for a student of type {model.config.model_type}; set "
+            f"training.attention=auto ({_first_line(error)})"
+        ) from error
 
 
 def _check_directory(path: str, what: str) -> None:

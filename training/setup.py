@@ -13,6 +13,7 @@ from training.loss import StudentWithLoss
 from training.model import build_model, find_decoder_layers, load_tokenizer
 from training.parallel import World, shard_model
 from training.plan import EpochPlan, plan_epoch, plan_evaluation
+from training.row_check import check_rows
 from training.schedule import build_optimizer
 from training.tokenise import tokenise_files
 
@@ -44,6 +45,8 @@ def prepare(job: TrainJob, world: World) -> Setup:
     torch.set_num_threads(job.training.threads_per_worker)
     with world.agreement():
         tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)
+        if world.rank == 0:
+            check_rows(job, tokenizer)
     files = tokenise_files(job, tokenizer, world) if job.transfer is Transfer.TEXT else job.files
     corpus = load_corpus(files, job.training, world)
     first_epoch = plan_epoch(corpus, job.training, 0)

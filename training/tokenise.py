@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.table import TOKEN_IDS, RowStatus
 from training import storage
-from training.corpus import sha256_of
+from training.corpus import check_file, sha256_of
 from training.job import DataFile, TrainJob
 from training.parallel import World
 
@@ -48,8 +49,7 @@ def _write_all(job: TrainJob, tokenizer: PreTrainedTokenizerBase, directory: str
     with storage.replaced_directory(directory) as local:
         entries = []
         for number, file in enumerate(job.files):
-            if file.sha256 is not None and (found := sha256_of(file.path)) != file.sha256:
-                raise UserError(f"the data file {file.path!r} has changed: sha256 {found}, expected {file.sha256}")
+            check_file(file)
             target = local / f"part-{number:06d}.parquet"
             num_rows = _tokenise_file(file, target, tokenizer, job.template_kwargs)
             entries.append({"name": target.name, "num_rows": num_rows, "sha256": sha256_of(str(target))})
@@ -61,8 +61,6 @@ def _tokenise_file(
 ) -> int:
     num_rows = 0
     fs, path = storage.open_filesystem(file.path)
-    if not fs.exists(path):
-        raise UserError(f"the data file {file.path!r} does not exist")
     with fs.open(path, "rb") as handle, pq.ParquetWriter(target, _SCHEMA) as writer:
         parquet = pq.ParquetFile(handle)
         wanted = ["prompt_id", "status", "prompt", "completion", "finish_reason"]
@@ -70,14 +68,15 @@ def _tokenise_file(
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             rows = [row for row in batch.to_pylist() if row["status"] == RowStatus.ACCEPTED]
             if rows:
-                writer.write_table(_tokenise_rows(rows, tokenizer, template_kwargs))
+                writer.write_table(tokenise_rows(rows, tokenizer, template_kwargs))
             num_rows += len(rows)
     return num_rows
 
 
-def _tokenise_rows(
+def tokenise_rows(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]
 ) -> pa.Table:
+    """Return ``prompt_id``, ``status`` and token ids of rows given by ``prompt``, ``completion``, ``finish_reason``."""
     eos = tokenizer.eos_token_id
     completions = tokenizer([row["completion"] or "" for row in rows], add_special_tokens=False)["input_ids"]
     for row, ids in zip(rows, completions, strict=True):
@@ -97,20 +96,40 @@ def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, template_kwar
     """Return the token ids of a row's ``prompt``, a JSON string or a JSON list of messages.
 
     Messages go through the chat template, up to where the assistant's answer begins; a string is a user's message
-    where there is a template, and raw text where there is none.
+    where there is a template, and raw text where there is none. UserError when there is no template for messages, or
+    it refuses them.
     """
+    messages = as_messages(prompt, tokenizer)
+    if messages is None:
+        return list(tokenizer(json.loads(prompt))["input_ids"])
+    text = render_prompt(messages, tokenizer, template_kwargs)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def as_messages(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]] | None:
+    """Return a row's ``prompt`` as messages, or None for raw text. UserError when messages have no template."""
     content = json.loads(prompt)
-    if isinstance(content, str) and tokenizer.chat_template is not None:
-        content = [{"role": "user", "content": content}]
+    has_template = tokenizer.chat_template is not None
     if isinstance(content, str):
-        ids = tokenizer(content)["input_ids"]
-    elif tokenizer.chat_template is None:
+        return [{"role": "user", "content": content}] if has_template else None
+    if not has_template:
         raise UserError(
             "the prompts are chats and the student's tokenizer has no chat template; give prompts as plain strings "
             "or a student whose tokenizer has a chat template"
         )
-    else:
-        ids = tokenizer.apply_chat_template(
-            content, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-        )
-    return list(ids)
+    return list(content)
+
+
+def render_prompt(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]
+) -> str:
+    """Return the text of messages up to where the assistant's answer begins. UserError when the template refuses."""
+    arguments = {"add_generation_prompt": True, **template_kwargs}
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
+    except TemplateError as error:
+        shown = json.dumps(messages, ensure_ascii=False)[:120]
+        raise UserError(
+            f"the student's chat template refuses the prompt {shown!r} ({error}); leave such prompts out or take a "
+            "student whose template allows them"
+        ) from error

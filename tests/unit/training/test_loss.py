@@ -12,19 +12,24 @@ from transformers import PreTrainedModel
 from tests.unit.training.tiny import LLAMA, make_job, save_tokenizer
 from training.batches import collate_packs
 from training.corpus import Row
-from training.loss import StudentWithLoss, sum_cross_entropy
+from training.loss import LogitTransform, StudentWithLoss, sum_cross_entropy
 from training.model import build_model, load_tokenizer
 
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 GEMMA = LLAMA | {"head_dim": 8, "sliding_window": 8}
 MIXTURE = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+EXPERTS = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}
 FAMILIES = {
     "llama": LLAMA,
     "llama tied": LLAMA | {"tie_word_embeddings": True},
     "qwen3": LLAMA | {"head_dim": 8},
     "gpt2": GPT2,
+    "gemma2": GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0, "query_pre_attn_scalar": 8},
     "gemma3_text": GEMMA,
     "qwen3_moe": MIXTURE,
+    "mixtral": EXPERTS,
+    "cohere": LLAMA | {"logit_scale": 0.5},
+    "granite": LLAMA | {"logits_scaling": 4.0},
 }
 
 
@@ -64,8 +69,9 @@ def test_student_with_loss_packed_rows_equals_rows_alone(tmp_path: Path, family:
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(scale=0.5, softcap=2.0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_sum_cross_entropy_in_chunks_equals_all_at_once(bias: bool) -> None:
+def test_sum_cross_entropy_in_chunks_equals_all_at_once(bias: bool, transform: LogitTransform) -> None:
     torch.manual_seed(0)
     shapes = [(23, 8), (50, 8)] + [(50,)] * bias
     targets = torch.randint(50, (23,))
@@ -73,7 +79,7 @@ def test_sum_cross_entropy_in_chunks_equals_all_at_once(bias: bool) -> None:
     for chunk_logits in (50 * 5, 50 * 23):
         torch.manual_seed(1)
         tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
-        loss = sum_cross_entropy(*tensors, *[None] * (not bias), targets, chunk_logits)
+        loss = sum_cross_entropy(*tensors, *[None] * (not bias), targets, transform, chunk_logits)
         loss.backward()
         losses.append(loss)
         grads.append([tensor.grad for tensor in tensors])

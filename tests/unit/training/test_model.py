@@ -11,6 +11,9 @@ from tests.unit.training.tiny import LLAMA, make_job
 from training.job import TrainJob
 from training.model import build_model, find_decoder_layers, load_tokenizer
 
+# Counts its positions itself, so a packed row would go on where the row before it ended.
+OPT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16, "word_embed_proj_dim": 16}
+
 
 def build(job: TrainJob) -> Any:
     return build_model(job, load_tokenizer(job.tokenizer))
@@ -58,7 +61,9 @@ def test_build_model_pickled_weights_are_refused(tmp_path: Path) -> None:
         ({"init": {"model_type": "lama", "arguments": {}}}, "model_type 'lama' is no model type"),
         ({"init": init_of(hiden_size=8)}, "hiden_size is no argument of a llama.*did you mean hidden_size"),
         ({"sequence_length": 65}, r"training\.sequence_length \(65\) must not exceed .* 64 tokens"),
-        ({"init": {"model_type": "gemma2", "arguments": {**LLAMA, "head_dim": 8}}}, "final_logit_softcapping"),
+        ({"init": {"model_type": "opt", "arguments": OPT}}, "type opt cannot be trained on packed rows"),
+        ({"init": {"model_type": "gemma2", "arguments": LLAMA}, "attention": "sdpa"}, "leave out the .* soft cap"),
+        ({"attention": "flex_attention"}, r"needs student\.device=gpu"),
     ],
 )
 def test_build_model_bad_input_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
