@@ -10,6 +10,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig, TransferMode
 from services.prompts import read_prompts
 from training.job import Transfer
+from training.trackers import check_trackers
 
 
 def check_models(config: RunConfig, run_dir: RunDir) -> Transfer:
@@ -22,11 +23,22 @@ def check_models(config: RunConfig, run_dir: RunDir) -> Transfer:
     check_sources(config)
     teacher = teacher_source(config, run_dir)
     _check_template(config, teacher.model, teacher.revision)
-    return _transfer(config, student_tokenizer(config, teacher), teacher.model)
+    transfer = _transfer(config, student_tokenizer(config, teacher), teacher.model)
+    if transfer is Transfer.TEXT and config.training.objective.kl_weight:
+        raise UserError(
+            "training.objective.kl_weight compares teacher and student token by token, which needs equal tokenizers, "
+            "and completions are handed over as text (student.transfer); set it to 0"
+        )
+    return transfer
 
 
 def check_sources(config: RunConfig) -> None:
-    """Check what can be seen without loading anything: directories and context lengths. Raises `UserError`."""
+    """Check what can be seen without loading anything: directories, context lengths, what is installed.
+
+    Raises:
+        UserError: something is not there or does not fit.
+    """
+    check_trackers(config.training.trackers)
     if config.teacher.model is not None:
         _check_source("teacher.model", config.teacher.model)
     if config.student.model is not None:

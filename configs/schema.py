@@ -164,6 +164,19 @@ class OptimizerConfig(Section):
     """Global gradient norm above which gradients are scaled down."""
 
 
+class ObjectiveConfig(Section):
+    """What the student's loss is: by itself the cross-entropy of the teacher's completions."""
+
+    kl_weight: Fraction = 0.0
+    """Part of the loss that is the forward KL divergence from the teacher's ``sampling.top_logprobs``; the rest is
+    cross-entropy. Above 0 it needs the teacher's own tokens (``student.transfer`` token_ids)."""
+    kl_temperature: PositiveFloat = 1.0
+    """Temperature at which teacher and student are compared."""
+    ground_truth_share: Fraction = 0.0
+    """Part of the prompts whose reference ``answer`` is learnt as well, as a row of its own beside the teacher's
+    completions and whatever became of them; chosen by prompt id."""
+
+
 class TrainingConfig(Section):
     """How the student (and a home-made teacher) is trained."""
 
@@ -183,6 +196,8 @@ class TrainingConfig(Section):
     """Stop after this many optimiser steps, across epochs as needed; unset means ``epochs`` decides."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What the student's loss is."""
     dtype: TrainingDtype = TrainingDtype.BFLOAT16
     """Dtype of the forward and backward pass."""
     seed: int = 0
@@ -387,6 +402,9 @@ class SamplingConfig(Section):
     seed: int = 0
     """A prompt's first sample is drawn with a hash of this seed and the prompt id, its following ones with the next
     integers, so a row is the same whoever makes it."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    """Likeliest tokens whose log-probabilities are kept at each place of a completion, for
+    ``training.objective.kl_weight``; 8 bytes each in the table before compression. 20 are what vLLM allows."""
     truncation: TruncationPolicy = TruncationPolicy.REJECT
     """What becomes of a completion that reached ``max_tokens``; ``retry_once`` asks for ``retry_max_tokens``."""
     retry_max_tokens: PositiveInt | None = None
@@ -532,6 +550,10 @@ class RunConfig(Section):
             raise ValueError("student.control needs acceptance.verifier, which tells the final answer of a completion")
         if self.student.control and self.training.max_steps is None:
             raise ValueError("student.control needs training.max_steps, the budget that both students are given")
+        if self.training.objective.kl_weight and not self.sampling.top_logprobs:
+            raise ValueError(
+                "training.objective.kl_weight needs the teacher's log-probabilities; set sampling.top_logprobs, 8 say"
+            )
         limit = self.teacher.engine.max_model_len
         if limit is not None and self.sampling.max_tokens >= limit:
             raise ValueError(

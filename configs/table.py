@@ -20,6 +20,8 @@ class RowStatus(StrEnum):
 # Delta calls the item of a list "element"; the same name here spares a cast on every write.
 TOKEN_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 
+LOGPROBS = pa.list_(pa.field("element", pa.float32(), nullable=False))
+
 PROMPTS_SCHEMA = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),  # 32 hex digits, a hash of the prompt's content alone
@@ -45,5 +47,9 @@ COMPLETIONS_SCHEMA = pa.schema(
         pa.field("num_completion_tokens", pa.int32(), nullable=False),
         pa.field("prompt_token_ids", TOKEN_IDS),
         pa.field("completion_token_ids", TOKEN_IDS),
+        # The teacher's likeliest tokens at each place of the completion, likeliest first, and their log-probabilities
+        # (nats): as many a token as sampling.top_logprobs, one after another; null when that is 0.
+        pa.field("completion_topk_ids", TOKEN_IDS),
+        pa.field("completion_topk_logprobs", LOGPROBS),
     ]
 )

@@ -32,6 +32,8 @@ class Row:
     num_completion_tokens: int
     prompt_token_ids: list[int] | None
     completion_token_ids: list[int] | None
+    completion_topk_ids: list[int] | None = None
+    completion_topk_logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def judge(
             num_completion_tokens=len(sample.token_ids),
             prompt_token_ids=prompt.token_ids,
             completion_token_ids=sample.token_ids,
+            completion_topk_ids=sample.topk_ids,
+            completion_topk_logprobs=sample.topk_logprobs,
         )
 
 

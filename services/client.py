@@ -190,4 +190,5 @@ def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateReque
         top_k=sampling.top_k,
         stop=sampling.stop,
         seed=int.from_bytes(digest[:4]) % 2**31,
+        top_logprobs=sampling.top_logprobs,
     )

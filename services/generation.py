@@ -19,14 +19,21 @@ class GenerateRequest:
     top_k: int
     stop: tuple[str, ...]
     seed: int
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion: its token ids (the end-of-sequence token included) and vLLM's finish reason."""
+    """One completion: its token ids (the end-of-sequence token included) and vLLM's finish reason.
+
+    ``topk_ids`` and ``topk_logprobs`` (nats) are the ``top_logprobs`` likeliest tokens at each place, likeliest first,
+    one place after another; None where none were asked for.
+    """
 
     token_ids: list[int]
     finish_reason: str
+    topk_ids: list[int] | None = None
+    topk_logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

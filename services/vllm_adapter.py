@@ -18,6 +18,7 @@ def sampling_params(request: GenerateRequest) -> Any:
         max_tokens=request.max_tokens,
         stop=list(request.stop),
         seed=request.seed if request.temperature > 0 else None,
+        logprobs=request.top_logprobs or None,
         detokenize=bool(request.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -35,8 +36,20 @@ def to_result(request_id: str, output: Any) -> GenerateResult:
             raise RuntimeError(f"request {request_id} was ended by the engine: {sample.finish_reason}")
     return GenerateResult(
         request_id,
-        samples=tuple(Sample(list(sample.token_ids), sample.finish_reason) for sample in samples),
+        samples=tuple(
+            Sample(list(sample.token_ids), sample.finish_reason, *_top_logprobs(sample.logprobs)) for sample in samples
+        ),
     )
+
+
+def _top_logprobs(places: Any) -> tuple[list[int] | None, list[float] | None]:
+    """Flatten vLLM's candidates of each place. A drawn token is among them even where it is none of the likeliest."""
+    if places is None:
+        return None, None
+    most = min((len(place) for place in places), default=0)
+    ranked = [sorted(place.items(), key=lambda candidate: candidate[1].rank)[:most] for place in places]
+    ids = [token_id for place in ranked for token_id, _ in place]
+    return ids, [candidate.logprob for place in ranked for _, candidate in place]
 
 
 def describe(vllm_config: Any, engine: str) -> EngineDescription:

@@ -7,6 +7,7 @@ their turn comes. Which rows count is decided here, in what order by `training.p
 import hashlib
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,10 @@ from training.storage import open_filesystem
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
 
 _TOKEN_COLUMNS = ["prompt_token_ids", "completion_token_ids"]
+_TOPK_COLUMNS = ["completion_topk_ids", "completion_topk_logprobs"]
 _READ_BYTES = 8 << 20
 
 
@@ -59,7 +62,8 @@ def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: Worl
     UserError when a digest differs, when ``overlong`` is refuse and a row is too long, or when no row is left.
     """
     with world.agreement():
-        mine = [(i, _measure_file(files[i])) for i in range(world.rank, len(files), world.size)]
+        needed = _TOPK_COLUMNS if config.objective.kl_weight else []
+        mine = [(i, _measure_file(files[i], needed)) for i in range(world.rank, len(files), world.size)]
     measured = dict(pair for pairs in world.gather(mine) for pair in pairs)
     groups, first_row = [], 0
     for i, file in enumerate(files):
@@ -99,12 +103,17 @@ class _FileMeasures:
     hashes: npt.NDArray[np.uint32]
 
 
-def _measure_file(file: DataFile) -> _FileMeasures:
+def _measure_file(file: DataFile, needed: list[str]) -> _FileMeasures:
     check_file(file)
     fs, path = open_filesystem(file.path)
     lengths, loss_lengths, hashes = [], [], []
     with fs.open(path, "rb") as handle:
         parquet = pq.ParquetFile(handle)
+        if not set(needed) <= set(parquet.schema_arrow.names):
+            raise UserError(
+                f"training.objective.kl_weight needs the teacher's log-probabilities, and {file.path!r} has none; set "
+                "it to 0, or generate the rows with sampling.top_logprobs"
+            )
         for batch in parquet.iter_batches(columns=["prompt_id", "status", *_TOKEN_COLUMNS]):
             prompt, completion = (_list_lengths(batch.column(name)) for name in _TOKEN_COLUMNS)
             is_accepted = pc.equal(batch.column("status"), str(RowStatus.ACCEPTED)).to_numpy(zero_copy_only=False)
@@ -153,10 +162,16 @@ def sha256_of(uri: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The tokens of one row; the loss is on ``completion``."""
+    """The tokens of one row; the loss is on ``completion``.
+
+    ``topk_ids`` and ``topk_logprobs`` are the teacher's candidates, as many for each token of the completion, where
+    they were asked for and the row has them.
+    """
 
     prompt: Int32s
     completion: Int32s
+    topk_ids: Int32s | None = None
+    topk_logprobs: Float32s | None = None
 
 
 class RowReader:
@@ -165,10 +180,11 @@ class RowReader:
     Neighbouring windows share row groups, and a file with one huge row group is read once for all its windows.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, with_topk: bool = False) -> None:
         self._groups = corpus.groups
         self._firsts = np.array([group.first_row for group in corpus.groups])
         self._tables: dict[int, pa.Table] = {}
+        self._columns = _TOKEN_COLUMNS + (_TOPK_COLUMNS if with_topk else [])
 
     def fetch(self, rows: Int64s) -> dict[int, Row]:
         """Return the rows with the given corpus numbers."""
@@ -179,21 +195,22 @@ class RowReader:
         found: dict[int, Row] = {}
         for number in numbers:
             if number not in self._tables:
-                self._tables[number] = _read_group(self._groups[number])
+                self._tables[number] = _read_group(self._groups[number], self._columns)
             mine = wanted[owner == number]
             table = self._tables[number].take(pa.array(mine - self._firsts[number])).combine_chunks()
-            prompts, completions = (_split_lists(table.column(name)) for name in _TOKEN_COLUMNS)
-            found.update(zip(mine.tolist(), map(Row, prompts, completions), strict=True))
+            columns = [_split_lists(table.column(name)) for name in self._columns]
+            found.update(zip(mine.tolist(), map(Row, *columns), strict=True))
         return found
 
 
-def _read_group(group: RowGroup) -> pa.Table:
+def _read_group(group: RowGroup, columns: list[str]) -> pa.Table:
     fs, path = open_filesystem(group.path)
     with fs.open(path, "rb") as handle:
-        return pq.ParquetFile(handle).read_row_group(group.index, columns=_TOKEN_COLUMNS)
+        return pq.ParquetFile(handle).read_row_group(group.index, columns=columns)
 
 
-def _split_lists(column: pa.ChunkedArray) -> list[Int32s]:
+def _split_lists(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
+    """Return each list as an array; a null is an empty one."""
     lists = column.chunk(0)
     values = lists.flatten().to_numpy()
     ends = np.cumsum(_list_lengths(lists))

@@ -1,6 +1,8 @@
-"""The student with its loss: cross-entropy summed over loss tokens, without the logits of any other position.
+"""The student with its loss, summed over loss tokens, without the logits of any other position.
 
-Shapes: B packed sequences, T tokens each, D hidden size, V vocabulary, N loss tokens of the micro-batch.
+The loss is the cross-entropy of the completion's tokens, or a blend with the divergence from the teacher's top
+log-probabilities. Shapes: B packed sequences, T tokens each, D hidden size, V vocabulary, N loss tokens of the
+micro-batch, K candidates of the teacher.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from configs.schema import ObjectiveConfig
 
 # Logits of one chunk, 128 MiB in float32: large enough for full-speed matrix products, small beside the activations.
 _CHUNK_LOGITS = 2**25
@@ -41,6 +45,21 @@ class LogitTransform:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherTopK:
+    """The teacher's top log-probabilities (nats) at each loss token; -inf fills up where there are fewer."""
+
+    ids_NK: torch.Tensor
+    logprobs_NK: torch.Tensor
+    weight: float
+    temperature: float
+
+    def split(self, rows: int) -> list["TeacherTopK"]:
+        """Return parts of ``rows`` loss tokens each."""
+        parts = zip(torch.split(self.ids_NK, rows), torch.split(self.logprobs_NK, rows), strict=True)
+        return [TeacherTopK(ids_NK, logprobs_NK, self.weight, self.temperature) for ids_NK, logprobs_NK in parts]
+
+
 _PLAIN = LogitTransform()
 
 
@@ -50,10 +69,11 @@ class StudentWithLoss(torch.nn.Module):
     Were the head used outside the root's forward, its gradient would bypass FSDP2's hooks.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, objective: ObjectiveConfig | None = None) -> None:
         super().__init__()
         self.model = model
         self.transform = LogitTransform.of(model.config.get_text_config())
+        self.objective = objective or ObjectiveConfig()
 
     def forward(
         self,
@@ -61,8 +81,10 @@ class StudentWithLoss(torch.nn.Module):
         position_ids_BT: torch.Tensor,
         loss_index_N: torch.Tensor,
         targets_N: torch.Tensor,
+        topk_ids_NK: torch.Tensor | None = None,
+        topk_logprobs_NK: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the summed cross-entropy (float32 scalar) of ``targets_N``.
+        """Return the summed loss (float32 scalar) of ``targets_N``; in evaluation mode its cross-entropy alone.
 
         ``loss_index_N`` are the positions, in the flattened batch, whose hidden state predicts the target. Positions
         start at 0 with each document: the model derives from that which tokens may attend to each other, which it
@@ -73,18 +95,23 @@ class StudentWithLoss(torch.nn.Module):
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1)[loss_index_N]
         head = self.model.get_output_embeddings()
-        return sum_cross_entropy(hidden_ND, head.weight, head.bias, targets_N, self.transform)
+        teacher = None
+        if self.training and topk_ids_NK is not None and topk_logprobs_NK is not None:
+            objective = self.objective
+            teacher = TeacherTopK(topk_ids_NK, topk_logprobs_NK, objective.kl_weight, objective.kl_temperature)
+        return sum_loss(hidden_ND, head.weight, head.bias, targets_N, self.transform, teacher)
 
 
-def sum_cross_entropy(
+def sum_loss(
     hidden_ND: torch.Tensor,
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor | None,
     targets_N: torch.Tensor,
     transform: LogitTransform = _PLAIN,
+    teacher: TeacherTopK | None = None,
     chunk_logits: int = _CHUNK_LOGITS,
 ) -> torch.Tensor:
-    """Return the summed cross-entropy (float32 scalar), holding about ``chunk_logits`` logits at a time.
+    """Return the summed loss (float32 scalar), holding about ``chunk_logits`` logits at a time.
 
     Logits are computed in the dtype of the hidden states and summed up in float32. torch's own chunked
     `linear_cross_entropy` returns bfloat16 for bfloat16 inputs: a loss rounded to three digits, and a gradient scaled
@@ -92,10 +119,12 @@ def sum_cross_entropy(
     """
     rows = max(1, chunk_logits // weight_VD.shape[0])
     if len(targets_N) <= rows:
-        return _chunk_loss(hidden_ND, weight_VD, bias_V, targets_N, transform)
+        return _chunk_loss(hidden_ND, weight_VD, bias_V, targets_N, transform, teacher)
+    hiddens, targets = torch.split(hidden_ND, rows), torch.split(targets_N, rows)
+    teachers = [None] * len(targets) if teacher is None else teacher.split(rows)
     losses = [
-        checkpoint(_chunk_loss, hidden, weight_VD, bias_V, targets, transform, use_reentrant=False)
-        for hidden, targets in zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
+        checkpoint(_chunk_loss, hidden, weight_VD, bias_V, target, transform, part, use_reentrant=False)
+        for hidden, target, part in zip(hiddens, targets, teachers, strict=True)
     ]
     return torch.stack(losses).sum()
 
@@ -106,5 +135,33 @@ def _chunk_loss(
     bias_V: torch.Tensor | None,
     targets_N: torch.Tensor,
     transform: LogitTransform,
+    teacher: TeacherTopK | None,
 ) -> torch.Tensor:
-    return cross_entropy(transform(linear(hidden_ND, weight_VD, bias_V).float()), targets_N, reduction="sum")
+    logits_NV = transform(linear(hidden_ND, weight_VD, bias_V).float())
+    if teacher is None:
+        return cross_entropy(logits_NV, targets_N, reduction="sum")
+    cross_entropy_N = cross_entropy(logits_NV, targets_N, reduction="none")
+    divergence_N, is_known_N = _divergence(logits_NV, teacher)
+    weight_N = teacher.weight * is_known_N
+    return ((1 - weight_N) * cross_entropy_N + weight_N * divergence_N).sum()
+
+
+def _divergence(logits_NV: torch.Tensor, teacher: TeacherTopK) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return KL(teacher || student) by token, and where the teacher's probabilities are known.
+
+    The teacher's candidates are scaled to a sum of 1, the student's probabilities are those over the whole vocabulary.
+    Both are taken at the temperature, and the square of it keeps the gradient's size (Hinton et al. 2015, "Distilling
+    the Knowledge in a Neural Network", section 2).
+    """
+    is_candidate_NK = torch.isfinite(teacher.logprobs_NK) & (teacher.ids_NK < logits_NV.shape[1])
+    is_known_N = is_candidate_NK.any(-1)
+    # Without any candidate all are taken, to have finite numbers for what is multiplied by 0.
+    is_left_out_NK = ~is_candidate_NK & is_known_N[:, None]
+    scaled_NK = torch.where(is_candidate_NK, teacher.logprobs_NK / teacher.temperature, 0.0)
+    p_NK = scaled_NK.masked_fill(is_left_out_NK, -torch.inf).softmax(-1)
+    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1)
+    logits_NV = logits_NV / teacher.temperature
+    ids_NK = torch.where(is_candidate_NK, teacher.ids_NK, 0)
+    log_q_NK = logits_NV.gather(1, ids_NK) - logits_NV.logsumexp(-1, keepdim=True)
+    divergence_N = -(p_NK * log_q_NK).sum(-1) - entropy_N
+    return divergence_N * teacher.temperature**2, is_known_N

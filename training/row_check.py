@@ -27,6 +27,8 @@ _COLUMNS = (
     "finish_reason",
     "prompt_token_ids",
     "completion_token_ids",
+    "completion_topk_ids",
+    "completion_topk_logprobs",
 )
 # Rows read at a time while looking for accepted ones.
 _BATCH_ROWS = 256
@@ -40,6 +42,12 @@ def check_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> None:
 
     UserError shows the first row that would teach something else than its completion, and how to mend it.
     """
+    has_kl = job.training.objective.kl_weight > 0
+    if has_kl and job.transfer is Transfer.TEXT:
+        raise UserError(
+            "training.objective.kl_weight compares teacher and student token by token, which needs equal tokenizers "
+            "(student.transfer=token_ids); set it to 0 or take a student with the teacher's tokenizer"
+        )
     if not job.training.check_rows:
         return
     for file, row in _sample_rows(job.files, job.training.check_rows):
@@ -47,6 +55,8 @@ def check_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> None:
             [ids] = tokenise_rows([row], tokenizer, job.template_kwargs).to_pylist()
             row = {**row, **ids}
         problem = find_problem(row, tokenizer, job.template_kwargs, job.transfer)
+        if problem is None and has_kl:
+            problem = _find_topk_problem(row)
         if problem is not None:
             raise UserError(
                 f"the row of prompt {row['prompt_id']} in {file.path!r} would be learnt wrongly: {problem}; or set "
@@ -113,6 +123,17 @@ def _find_token_problem(
         text = tokenizer.decode(completion_ids)
         return f"its loss is on special tokens alone ({text!r}); raise acceptance.min_completion_tokens"
     return None
+
+
+def _find_topk_problem(row: dict[str, Any]) -> str | None:
+    ids, logprobs = (row.get(f"completion_topk_{name}") or [] for name in ("ids", "logprobs"))
+    if ids and len(ids) == len(logprobs) and len(ids) % len(row["completion_token_ids"]) == 0:
+        return None
+    num_tokens = len(row["completion_token_ids"])
+    return (
+        f"training.objective.kl_weight needs log-probabilities of each of its {num_tokens} tokens "
+        f"and it has {len(ids)} ids and {len(logprobs)} log-probabilities; generate with sampling.top_logprobs"
+    )
 
 
 def _find_lost_text(completion: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -15,7 +15,7 @@ from training.parallel import World, shard_model
 from training.plan import EpochPlan, plan_epoch, plan_evaluation
 from training.row_check import check_rows
 from training.schedule import build_optimizer
-from training.tokenise import tokenise_files
+from training.tokenise import tokenise_files, write_reference_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,13 @@ def prepare(job: TrainJob, world: World) -> Setup:
         if world.rank == 0:
             check_rows(job, tokenizer)
     files = tokenise_files(job, tokenizer, world) if job.transfer is Transfer.TEXT else job.files
+    if job.training.objective.ground_truth_share:
+        files += write_reference_rows(job, tokenizer, world)
     corpus = load_corpus(files, job.training, world)
     first_epoch = plan_epoch(corpus, job.training, 0)
     with world.agreement():
         model = build_model(job, tokenizer)
-    student = StudentWithLoss(model)
+    student = StudentWithLoss(model, job.training.objective)
     shard_model(student, find_decoder_layers(model), job.training, world)
     student.train()
     return Setup(

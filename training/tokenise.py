@@ -1,9 +1,12 @@
-"""Text transfer: tokenises prompts and completions anew with the student's tokenizer, once, into Parquet of token ids.
+"""Rows that a job derives from its data, once, as Parquet of token ids that is read like any other.
 
-After that a text job is read like any other. Rank 0 writes, the others wait; a resumed job finds the file again.
+Text transfer tokenises prompts and completions anew with the student's tokenizer; ground truth makes rows of reference
+answers. Rank 0 writes, the others wait; a resumed job finds the files again.
 """
 
 import json
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,10 +15,10 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.table import TOKEN_IDS, RowStatus
+from configs.table import LOGPROBS, TOKEN_IDS, RowStatus
 from training import storage
 from training.corpus import check_file, sha256_of
-from training.job import DataFile, TrainJob
+from training.job import DataFile, TrainJob, Transfer
 from training.parallel import World
 
 _SCHEMA = pa.schema(
@@ -26,7 +29,13 @@ _SCHEMA = pa.schema(
         pa.field("completion_token_ids", TOKEN_IDS),
     ]
 )
+_REFERENCE_SCHEMA = pa.schema(
+    [*_SCHEMA, pa.field("completion_topk_ids", TOKEN_IDS), pa.field("completion_topk_logprobs", LOGPROBS)]
+)
 _BATCH_ROWS = 4096
+
+# From a batch of rows to the rows that are learnt in their place.
+_Convert = Callable[[list[dict[str, Any]]], pa.Table]
 
 
 def tokenise_files(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: World) -> tuple[DataFile, ...]:
@@ -34,43 +43,92 @@ def tokenise_files(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: Wor
 
     UserError when the prompts are chats and the tokenizer has no chat template.
     """
-    directory = storage.join(job.output_dir, "tokenised")
+
+    def convert(rows: list[dict[str, Any]]) -> pa.Table:
+        accepted = [row for row in rows if row["status"] == RowStatus.ACCEPTED]
+        return tokenise_rows(accepted, tokenizer, job.template_kwargs)
+
+    columns = ["prompt_id", "status", "prompt", "completion", "finish_reason"]
+    return _derive_files(job, world, "tokenised", columns, _SCHEMA, convert)
+
+
+def write_reference_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: World) -> tuple[DataFile, ...]:
+    """Return rows of reference answers under ``<output_dir>/reference``, made unless they are there.
+
+    They are the share ``training.objective.ground_truth_share`` of the prompts that have an answer, one row each.
+    UserError when no prompt has one.
+    """
+    share = job.training.objective.ground_truth_share
+
+    def convert(rows: list[dict[str, Any]]) -> pa.Table:
+        # All samples of a prompt are neighbours in one file.
+        first = {row["prompt_id"]: row for row in rows if row["sample_index"] == 0 and row["answer"] is not None}
+        chosen = [row for prompt_id, row in first.items() if zlib.crc32(f"{prompt_id}/answer".encode()) < share * 2**32]
+        prompt_ids = {row["prompt_id"]: row["prompt_token_ids"] for row in chosen}
+        answers = [
+            {**row, "completion": row["answer"], "status": str(RowStatus.ACCEPTED), "finish_reason": "stop"}
+            for row in chosen
+            if job.transfer is Transfer.TEXT or prompt_ids[row["prompt_id"]]
+        ]
+        columns = tokenise_rows(answers, tokenizer, job.template_kwargs).to_pydict()
+        if job.transfer is Transfer.TOKEN_IDS:  # the very tokens that the teacher was given
+            columns["prompt_token_ids"] = [prompt_ids[prompt_id] for prompt_id in columns["prompt_id"]]
+        nulls = [None] * len(answers)
+        columns |= {"completion_topk_ids": nulls, "completion_topk_logprobs": nulls}
+        return pa.Table.from_pydict(columns, schema=_REFERENCE_SCHEMA)
+
+    columns = ["prompt_id", "sample_index", "answer", "prompt", "prompt_token_ids"]
+    files = _derive_files(job, world, "reference", columns, _REFERENCE_SCHEMA, convert)
+    if not sum(file.num_rows for file in files):
+        raise UserError(
+            "training.objective.ground_truth_share is above 0 and no prompt has a reference answer; give prompts with "
+            "an answer (prompts.answer_column), or set it to 0"
+        )
+    return files
+
+
+def _derive_files(
+    job: TrainJob, world: World, name: str, columns: list[str], schema: pa.Schema, convert: _Convert
+) -> tuple[DataFile, ...]:
+    directory = storage.join(job.output_dir, name)
     manifest = storage.join(directory, "manifest.json")
     with world.agreement():
         if world.rank == 0 and storage.read_json(manifest) is None:
-            storage.write_text(manifest, json.dumps(_write_all(job, tokenizer, directory)))
+            storage.write_text(manifest, json.dumps(_write_all(job.files, directory, columns, schema, convert)))
     world.barrier()
     entries = storage.read_json(manifest)
     assert entries is not None
     return tuple(DataFile(storage.join(directory, e["name"]), e["num_rows"], e["sha256"]) for e in entries)
 
 
-def _write_all(job: TrainJob, tokenizer: PreTrainedTokenizerBase, directory: str) -> list[dict[str, Any]]:
+def _write_all(
+    files: tuple[DataFile, ...], directory: str, columns: list[str], schema: pa.Schema, convert: _Convert
+) -> list[dict[str, Any]]:
     with storage.replaced_directory(directory) as local:
         entries = []
-        for number, file in enumerate(job.files):
+        for number, file in enumerate(files):
             check_file(file)
             target = local / f"part-{number:06d}.parquet"
-            num_rows = _tokenise_file(file, target, tokenizer, job.template_kwargs)
+            num_rows = 0
+            with pq.ParquetWriter(target, schema) as writer:
+                for rows in _read_batches(file, columns):
+                    table = convert(rows)
+                    if table.num_rows:
+                        writer.write_table(table)
+                    num_rows += table.num_rows
             entries.append({"name": target.name, "num_rows": num_rows, "sha256": sha256_of(str(target))})
     return entries
 
 
-def _tokenise_file(
-    file: DataFile, target: Any, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]
-) -> int:
-    num_rows = 0
+def _read_batches(file: DataFile, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows with the wanted columns, None where the file has no such column."""
     fs, path = storage.open_filesystem(file.path)
-    with fs.open(path, "rb") as handle, pq.ParquetWriter(target, _SCHEMA) as writer:
+    with fs.open(path, "rb") as handle:
         parquet = pq.ParquetFile(handle)
-        wanted = ["prompt_id", "status", "prompt", "completion", "finish_reason"]
         columns = [name for name in wanted if name in parquet.schema_arrow.names]
+        absent = dict.fromkeys(set(wanted) - set(columns))
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            rows = [row for row in batch.to_pylist() if row["status"] == RowStatus.ACCEPTED]
-            if rows:
-                writer.write_table(tokenise_rows(rows, tokenizer, template_kwargs))
-            num_rows += len(rows)
-    return num_rows
+            yield [{**row, **absent} for row in batch.to_pylist()]
 
 
 def tokenise_rows(
@@ -78,6 +136,8 @@ def tokenise_rows(
 ) -> pa.Table:
     """Return ``prompt_id``, ``status`` and token ids of rows given by ``prompt``, ``completion``, ``finish_reason``."""
     eos = tokenizer.eos_token_id
+    if not rows:
+        return _SCHEMA.empty_table()
     completions = tokenizer([row["completion"] or "" for row in rows], add_special_tokens=False)["input_ids"]
     for row, ids in zip(rows, completions, strict=True):
         # A completion that was cut off did not end: teaching an end there would teach to stop in mid-sentence.

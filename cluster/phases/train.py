@@ -13,6 +13,7 @@ from cluster.context import RunContext
 from cluster.models import student_tokenizer, teacher_source
 from cluster.training_run import run_training
 from configs.errors import UserError
+from configs.schema import ObjectiveConfig
 from configs.table import TOKEN_IDS, RowStatus
 from services.verifiers import final_answer
 from training.job import DataFile, TrainJob, Transfer
@@ -62,7 +63,9 @@ def student_job(ctx: RunContext) -> TrainJob:
 
 def control_job(ctx: RunContext) -> TrainJob:
     """The same budget spent on final answers: as many steps of as many sequences."""
-    return _job(ctx, "control", (_write_answers(ctx),), ctx.config.training)
+    # Cross-entropy alone: answers have no log-probabilities of a teacher.
+    training = ctx.config.training.model_copy(update={"objective": ObjectiveConfig()})
+    return _job(ctx, "control", (_write_answers(ctx),), training)
 
 
 def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any) -> TrainJob:

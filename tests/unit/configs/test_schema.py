@@ -74,6 +74,19 @@ def test_replicas_fewest_above_most_is_refused() -> None:
     assert make_config(teacher__min_replicas=2, teacher__max_replicas=2).teacher.max_replicas == 2
 
 
+def test_divergence_needs_the_teachers_logprobs() -> None:
+    assert "sampling.top_logprobs" in refusal(training__objective__kl_weight=0.5)
+    config = make_config(training__objective__kl_weight=0.5, sampling__top_logprobs=8)
+    assert config.training.objective.kl_weight == 0.5
+
+
+def test_batch_of_a_step_is_said_in_sequences_or_in_tokens() -> None:
+    message = "exactly one of batch_sequences (sequences of a step) and batch_tokens"
+    assert message in refusal(training__batch_tokens=4096)
+    assert message in refusal(training__batch_sequences=None)
+    assert make_config(training__batch_tokens=4096, training__batch_sequences=None).training.batch_tokens == 4096
+
+
 def test_control_student_needs_a_verifier_and_a_budget() -> None:
     assert "acceptance.verifier" in refusal(student__control=True, training__max_steps=5)
     assert "training.max_steps" in refusal(student__control=True, acceptance__verifier="exact_answer")

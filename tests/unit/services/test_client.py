@@ -15,9 +15,9 @@ def planned(prompt_id: str = "a", shard: int = 0, token_ids: tuple[int, ...] = (
 
 
 def test_to_request_carries_the_sampling_of_the_recipe() -> None:
-    sampling = SamplingConfig(n=3, temperature=0.5, top_p=0.9, top_k=7, max_tokens=11, stop=("END",))
+    sampling = SamplingConfig(n=3, temperature=0.5, top_p=0.9, top_k=7, max_tokens=11, stop=("END",), top_logprobs=4)
     request = to_request(planned(), sampling)
-    assert request == GenerateRequest("a", [1, 2], 3, 11, 0.5, 0.9, 7, ("END",), request.seed)
+    assert request == GenerateRequest("a", [1, 2], 3, 11, 0.5, 0.9, 7, ("END",), request.seed, 4)
 
 
 def test_to_request_seed_depends_on_the_prompt_and_the_runs_seed_alone() -> None:

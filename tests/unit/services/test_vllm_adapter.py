@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 def completion(index: int, finish_reason: str | None, token_ids: tuple[int, ...] = (4, 5)) -> SimpleNamespace:
-    return SimpleNamespace(index=index, token_ids=token_ids, finish_reason=finish_reason)
+    return SimpleNamespace(index=index, token_ids=token_ids, finish_reason=finish_reason, logprobs=None)
 
 
 def test_to_result_puts_samples_in_order_of_their_index() -> None:
@@ -19,6 +19,17 @@ def test_to_result_puts_samples_in_order_of_their_index() -> None:
     assert to_result("a", SimpleNamespace(outputs=outputs)) == GenerateResult(
         "a", (Sample([8, 9], "length"), Sample([], "stop"), Sample([7], "stop"))
     )
+
+
+def test_to_result_keeps_the_likeliest_tokens_in_order_and_leaves_out_a_drawn_one_that_is_none() -> None:
+    def place(**ranked: tuple[int, float]) -> dict[int, SimpleNamespace]:
+        return {int(name[1:]): SimpleNamespace(rank=rank, logprob=value) for name, (rank, value) in ranked.items()}
+
+    places = [place(t7=(9, -5.0), t3=(1, -0.5), t4=(2, -1.0)), place(t4=(2, -2.0), t8=(1, -0.25))]
+    output = completion(0, "stop", (7, 8))
+    output.logprobs = places
+    [sample] = to_result("a", SimpleNamespace(outputs=[output])).samples
+    assert (sample.topk_ids, sample.topk_logprobs) == ([3, 4, 8, 4], [-0.5, -1.0, -0.25, -2.0])
 
 
 @pytest.mark.parametrize("finish_reason", ["abort", "error", "repetition", None])

@@ -4,14 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from configs.errors import UserError
-from configs.schema import TrainingConfig
+from configs.schema import ObjectiveConfig, TrainingConfig
 from tests.unit.training.tiny import make_rows, write_rows
 from training.batches import collate_packs
 from training.corpus import Row, RowReader, load_corpus
+from training.job import DataFile
 from training.parallel import World
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -90,3 +93,36 @@ def test_collate_packs_puts_the_loss_on_completions_and_restarts_positions() -> 
     # 6 predicts 7, 7 predicts 8; nothing precedes 9, and 9 predicts 10.
     assert batch.loss_index_N.tolist() == [1, 2, 4]
     assert batch.targets_N.tolist() == [7, 8, 10]
+
+
+def test_row_reader_and_collate_bring_each_loss_token_its_candidates(tmp_path: Path) -> None:
+    first = {
+        "completion_token_ids": [7, 2],
+        "completion_topk_ids": [7, 8, 2, 3],
+        "completion_topk_logprobs": [-1.0] * 4,
+    }
+    without = {"completion_token_ids": [9], "completion_topk_ids": None, "completion_topk_logprobs": None}
+    no_prompt = {
+        "prompt_token_ids": [],
+        "completion_token_ids": [4, 5],
+        "completion_topk_ids": [4, 5],
+        "completion_topk_logprobs": [-2.0, -3.0],
+    }
+    rows = [row | part for row, part in zip(make_rows(3), (first, without, no_prompt), strict=True)]
+    path = tmp_path / "topk.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(kl_weight=0.5)})
+    corpus = load_corpus((DataFile(str(path), 3),), config, WORLD)
+    found = RowReader(corpus, with_topk=True).fetch(np.arange(3))
+    batch = collate_packs([[found[0], found[1]], [found[2]]], 48, 0, with_topk=True)
+    assert batch.targets_N.tolist() == [7, 2, 9, 5]
+    assert batch.topk_ids_NK is not None
+    assert batch.topk_logprobs_NK is not None
+    assert batch.topk_ids_NK.tolist() == [[7, 8], [2, 3], [0, 0], [5, 0]]
+    assert batch.topk_logprobs_NK.tolist() == [[-1, -1], [-1, -1], [-np.inf, -np.inf], [-3, -np.inf]]
+
+
+def test_load_corpus_divergence_without_the_teachers_logprobs_is_refused(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(kl_weight=0.5)})
+    with pytest.raises(UserError, match=r"kl_weight needs the teacher's log-probabilities, and .*a\.parquet"):
+        load_corpus((write_rows(tmp_path / "a.parquet", make_rows(3)),), config, WORLD)

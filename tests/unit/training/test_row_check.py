@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from configs.errors import UserError
+from configs.schema import ObjectiveConfig
 from tests.unit.training.tiny import make_job, make_rows, write_rows
-from training.job import Transfer
+from training.job import DataFile, Transfer
 from training.row_check import check_rows, find_problem
 from training.tokenise import tokenise_rows
 from training.tokenizer import build_character_tokenizer
@@ -134,3 +137,18 @@ def test_check_rows_looks_at_as_many_rows_as_it_is_told(tmp_path: Path, check: i
     rows[7]["completion_token_ids"] = [500]
     job = make_job(tmp_path, files=(write_rows(tmp_path / "rows.parquet", rows),), check_rows=check)
     check_rows(job, PreTrainedTokenizerFast.from_pretrained(job.tokenizer))
+
+
+def test_check_rows_divergence_over_text_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path, num_rows=4, transfer=Transfer.TEXT, objective=ObjectiveConfig(kl_weight=0.5))
+    with pytest.raises(UserError, match="token by token, which needs equal tokenizers"):
+        check_rows(job, PreTrainedTokenizerFast.from_pretrained(job.tokenizer))
+
+
+def test_check_rows_divergence_with_logprobs_of_some_tokens_alone_is_refused(tmp_path: Path) -> None:
+    rows = [{**row, "completion_topk_ids": [3], "completion_topk_logprobs": [-0.5]} for row in make_rows(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    files = (DataFile(str(tmp_path / "rows.parquet"), 4),)
+    job = make_job(tmp_path, num_rows=2, files=files, objective=ObjectiveConfig(kl_weight=0.5))
+    with pytest.raises(UserError, match="has 1 ids and 1 log-probabilities"):
+        check_rows(job, PreTrainedTokenizerFast.from_pretrained(job.tokenizer))

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.schema import ObjectiveConfig
 from tests.unit.training.tiny import make_job, make_rows, save_tokenizer, write_rows
 from training.corpus import load_corpus
 from training.job import DataFile, JobDevice, TrainJob, Transfer
 from training.loop import train
 from training.model import load_tokenizer
 from training.parallel import World, joined_world
-from training.tokenise import tokenise_files
+from training.tokenise import tokenise_files, write_reference_rows
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -94,3 +95,39 @@ def test_load_corpus_of_tokenised_files_checks_their_digests(tmp_path: Path) -> 
     Path(files[0].path).write_bytes(b"no longer Parquet")
     with pytest.raises(UserError, match="has changed"):
         load_corpus(files, job.training, WORLD)
+
+
+def reference_job(root: Path, share: float, transfer: Transfer, answer: str | None = "9") -> TrainJob:
+    rows = [row | {"sample_index": sample} for row in make_rows(40) for sample in (0, 1)]
+    columns = [{**row, "answer": answer} for row in rows]
+    # A prompt whose completions were all rejected is learnt from its answer all the same.
+    columns[0]["status"] = columns[1]["status"] = "rejected"
+    root.mkdir()
+    pq.write_table(pa.Table.from_pylist(columns), root / "rows.parquet")
+    objective = ObjectiveConfig(ground_truth_share=share)
+    files = (DataFile(str(root / "rows.parquet"), len(rows)),)
+    return make_job(root, num_rows=2, files=files, transfer=transfer, objective=objective)
+
+
+@pytest.mark.parametrize("transfer", Transfer)
+def test_write_reference_rows_holds_the_answer_of_each_prompt_once(tmp_path: Path, transfer: Transfer) -> None:
+    job = reference_job(tmp_path / "all", 1.0, transfer)
+    [file] = write_reference_rows(job, load_tokenizer(job.tokenizer), WORLD)
+    rows, sources = pq.read_table(file.path).to_pylist(), make_rows(40)
+    assert [(row["prompt_id"], row["prompt_token_ids"]) for row in rows] == [
+        (row["prompt_id"], row["prompt_token_ids"]) for row in sources
+    ]
+    assert {tuple(row["completion_token_ids"]) for row in rows} == {(12, 2)}
+    assert all(row["status"] == "accepted" and row["completion_topk_ids"] is None for row in rows)
+
+
+def test_write_reference_rows_share_takes_about_that_part_of_the_prompts(tmp_path: Path) -> None:
+    job = reference_job(tmp_path / "half", 0.5, Transfer.TOKEN_IDS)
+    [file] = write_reference_rows(job, load_tokenizer(job.tokenizer), WORLD)
+    assert 10 <= file.num_rows <= 30
+
+
+def test_write_reference_rows_without_any_answer_is_refused(tmp_path: Path) -> None:
+    job = reference_job(tmp_path / "none", 1.0, Transfer.TOKEN_IDS, answer=None)
+    with pytest.raises(UserError, match="no prompt has a reference answer"):
+        write_reference_rows(job, load_tokenizer(job.tokenizer), WORLD)
