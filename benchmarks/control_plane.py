@@ -82,13 +82,15 @@ def ask_rows(directory: Path, num_rows: int) -> Arm:
     from benchmarks.run_echo import APP_NAME, make_prompts
 
     renderer = PromptRenderer.load(str(directory / "tokenizer"), None, {}, False)
-    handle, sampling = serve.get_app_handle(APP_NAME), SamplingConfig(max_tokens=32)
+    handle, sampling = serve.get_app_handle(APP_NAME).options(stream=True), SamplingConfig(max_tokens=32)
 
     async def ask(prompt: Any, window: asyncio.Semaphore) -> None:
-        planned = PlannedPrompt(prompt.prompt_id, 0, prompt.prompt, None, renderer.render(prompt.prompt))
+        [token_ids] = renderer.render([prompt.prompt])
+        assert not isinstance(token_ids, ValueError)
+        planned = PlannedPrompt(prompt.prompt_id, 0, prompt.prompt, None, token_ids)
         async with window:
-            [result] = await handle.generate.remote([to_request(planned, sampling)])
-        renderer.decode(result.samples[0].token_ids)
+            async for [result] in handle.generate.remote([to_request(planned, sampling)]):
+                renderer.decode([result.samples[0].token_ids])
 
     async def ask_all() -> None:
         window = asyncio.Semaphore(HANDLE_WINDOW)

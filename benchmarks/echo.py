@@ -7,11 +7,14 @@ import asyncio
 import logging
 import os
 import zlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from services.generation import GenerateRequest, GenerateResult, Sample
+from services.meter import Meter
 
 LONGEST_ANSWER = 24  # tokens; prompts ask for fewer, so that some answers are truncated
 NEVER_S = 3600.0
@@ -39,9 +42,24 @@ class EchoTeacher:
     def __init__(self, script: EchoScript) -> None:
         self._script = script
         self._calls = count()
+        self._meter = Meter(cold_start_s=0.0)
 
-    async def generate(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
+    async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
         """Answer a micro-batch, or do what the script says instead."""
+        with self._meter.call():
+            results = await self._answer(batch)
+            self._meter.count(results)
+            yield results
+
+    async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
+        """As a real teacher's."""
+        self._meter.tell(rows, seconds_left)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """As a real teacher's."""
+        return self._meter.report()
+
+    async def _answer(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
         script, call = self._script, next(self._calls)
         if script.latency_s:
             await asyncio.sleep(script.latency_s)
@@ -84,22 +102,29 @@ def tokens_made(tally: Path) -> int:
 
 
 def deploy(
-    name: str, script: EchoScript, *, num_replicas: int = 1, num_cpus: float = 0.5, deadline_s: float = 60
+    name: str,
+    script: EchoScript,
+    *,
+    num_replicas: int = 1,
+    num_cpus: float = 0.5,
+    scaling: dict[str, Any] | None = None,
 ) -> None:
-    """Start the teacher as the Serve application ``name``, or replace it, and wait until its replicas answer."""
+    """Start the teacher as the Serve application ``name``, or replace it, and wait until its replicas are up.
+
+    ``scaling`` are options of its deployment in place of a fixed number of replicas.
+    """
     from ray import serve  # connected by the caller; readers of this module need no Ray
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after its import, which sets it
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-    deployment = serve.deployment(EchoTeacher).options(
-        name="echo",
-        num_replicas=num_replicas,
-        max_ongoing_requests=64,
-        health_check_period_s=0.5,
-        health_check_timeout_s=10,
-        graceful_shutdown_timeout_s=0.1,
-        ray_actor_options={"num_cpus": num_cpus},
-    )
+    options: dict[str, Any] = {
+        "name": "echo",
+        "max_ongoing_requests": 64,
+        "health_check_period_s": 0.5,
+        "health_check_timeout_s": 10,
+        "graceful_shutdown_timeout_s": 0.1,
+        "ray_actor_options": {"num_cpus": num_cpus},
+    }
+    deployment = serve.deployment(EchoTeacher).options(**options | (scaling or {"num_replicas": num_replicas}))
     target = serve.RunTarget(deployment.bind(script), name=name, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=True, wait_for_ingress_deployment_creation=True)
-    serve.get_app_handle(name).generate.remote([]).result(timeout_s=deadline_s)

@@ -3,7 +3,7 @@
 import threading
 from typing import TYPE_CHECKING
 
-from cluster.phases.generate import start_service, stop_service
+from cluster.phases.generate import start_http_service, stop_service
 from cluster.phases.make_teacher import make_teacher
 from configs.errors import UserError
 from configs.schema import EngineKind
@@ -23,7 +23,7 @@ def serve_teacher(ctx: "RunContext", port: int) -> None:
     make_teacher(ctx)
     try:
         with ctx.progress.phase("serve"):
-            start_service(ctx, http_port=port)
+            start_http_service(ctx, port)
             ctx.progress.say(f"serving {ctx.config.name} at http://127.0.0.1:{port}/v1 (Ctrl-C ends it)")
             threading.Event().wait()
     finally:

@@ -1,6 +1,6 @@
 """Turns what the teacher said of one prompt into rows of the completions table: accepted, rejected or failed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -70,13 +70,12 @@ def failed_rows(prompt: PlannedPrompt, num_samples: int, reason: str) -> Iterato
 def judge(
     prompt: PlannedPrompt,
     result: GenerateResult,
-    decode: Callable[[list[int]], str],
+    completions: Sequence[str],
     acceptance: AcceptanceConfig,
     truncation: TruncationPolicy,
 ) -> Iterator[Row]:
-    """The rows of a prompt's samples, in order of their index."""
-    for index, sample in enumerate(result.samples):
-        completion = decode(sample.token_ids)
+    """The rows of a prompt's samples, in order of their index; ``completions`` are the samples' texts."""
+    for index, (sample, completion) in enumerate(zip(result.samples, completions, strict=True)):
         reason = _rejection(sample, completion, prompt.answer, acceptance, truncation)
         yield Row(
             prompt.prompt_id,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,10 +19,13 @@ from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig, T
 from configs.table import RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
 from services.generation import GenerateRequest, GenerateResult
+from services.order import LengthEstimate, in_order
 from services.plan import read_shard
 from services.requester import Requester
 from services.table import write_file
 from services.template import PromptRenderer
+
+CALLS_IN_WINDOW = 5  # at least: while one waits for room, four are with the engine
 
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -65,6 +67,7 @@ class ClientSpec:
     request_deadline_s: float
     shard_deadline_s: float
     commit_deadline_s: float
+    replica_start_s: float = 0.0  # the first shards wait for a replica as well
 
 
 class ShardClient:
@@ -78,12 +81,13 @@ class ShardClient:
             spec.tokenizer, spec.tokenizer_revision, spec.chat_template_kwargs, spec.trust_remote_code
         )
         handle = serve.get_app_handle(spec.app_name)
+        self._lengths = LengthEstimate()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="teacher-requests", daemon=True).start()
         generation = spec.generation
         self._requester = Requester(
-            handle.generate,
-            window_calls=max(1, spec.window_rows // generation.rows_per_call),
+            handle.options(stream=True).generate,
+            window_rows=spec.window_rows,
             deadline_s=spec.request_deadline_s,
             max_attempts=generation.max_attempts,
         )
@@ -115,66 +119,90 @@ class ShardClient:
     def _wait_for_rows(self, job: TableJob, shard: int, path: str) -> list[Row]:
         prompts = read_shard(job.prompts_uri, path).to_pylist()
         work = asyncio.run_coroutine_threadsafe(self._complete_shard(job, prompts), self._loop)
+        deadline_s = self._spec.shard_deadline_s + self._spec.replica_start_s
         try:
-            return work.result(timeout=self._spec.shard_deadline_s)
+            return work.result(timeout=deadline_s)
         except TimeoutError:
             work.cancel()  # and with it the calls that the teacher still holds
             raise DeadlineExceeded(
-                f"shard {shard} of {job.completions_uri} was not done in {self._spec.shard_deadline_s:.0f} s "
+                f"shard {shard} of {job.completions_uri} was not done in {deadline_s:.0f} s "
                 f"(deadlines.no_progress): the teacher {self._spec.app_name} holds some of its {len(prompts)} prompts"
             ) from None
 
     async def _complete_shard(self, job: TableJob, prompts: list[dict[str, Any]]) -> list[Row]:
         """The rows of a shard in the order of its prompts, whatever order their answers came in."""
-        planned: dict[str, PlannedPrompt] = {}
-        failures: dict[str, str] = {}
-        for prompt in prompts:
-            token_ids, error = self._render(prompt)
-            planned[prompt["prompt_id"]] = PlannedPrompt(
-                prompt["prompt_id"], prompt["shard"], prompt["prompt"], prompt["answer"], token_ids
-            )
-            if error is not None:
-                failures[prompt["prompt_id"]] = error
-        wanted = [each for each in planned.values() if each.prompt_id not in failures]
-        results = await self._complete([to_request(each, job.sampling) for each in wanted], job.sampling)
-        answers = dict(zip((each.prompt_id for each in wanted), results, strict=True))
-        rows: list[Row] = []
-        for each in planned.values():
-            rows += self._to_rows(job, each, answers.get(each.prompt_id), failures.get(each.prompt_id))
-        return rows
+        planned, failures = self._render(prompts)
+        wanted = [each for each in planned if each.prompt_id not in failures]
+        answers = await self._complete([to_request(each, job.sampling) for each in wanted], job.sampling)
+        return self._to_rows(job, planned, answers, failures)
 
-    async def _complete(self, requests: list[GenerateRequest], sampling: SamplingConfig) -> list[GenerateResult]:
+    def _render(self, prompts: list[dict[str, Any]]) -> tuple[list[PlannedPrompt], dict[str, str]]:
+        """The prompts with their tokens, and of those that have none the reason."""
+        failures = {each["prompt_id"]: each["error"] for each in prompts if each["error"] is not None}
+        good = [each for each in prompts if each["error"] is None]
+        rendered = dict(
+            zip(
+                (each["prompt_id"] for each in good),
+                self._renderer.render([json.loads(each["prompt"]) for each in good]),
+                strict=True,
+            )
+        )
+        planned = []
+        for each in prompts:
+            token_ids = rendered.get(each["prompt_id"], [])
+            if isinstance(token_ids, ValueError):  # this prompt's fault: a role the template refuses, say
+                failures[each["prompt_id"]] = f"template: {token_ids}"
+                token_ids = []
+            planned.append(PlannedPrompt(each["prompt_id"], each["shard"], each["prompt"], each["answer"], token_ids))
+        return planned, failures
+
+    async def _complete(self, requests: list[GenerateRequest], sampling: SamplingConfig) -> dict[str, GenerateResult]:
         results = await self._complete_once(requests)
         if sampling.truncation is not TruncationPolicy.RETRY_ONCE:
             return results
         limit = sampling.retry_max_tokens or 2 * sampling.max_tokens
-        again = [i for i, result in enumerate(results) if any(s.finish_reason == "length" for s in result.samples)]
-        longer = await self._complete_once([replace(requests[i], max_tokens=limit) for i in again])
-        for i, result in zip(again, longer, strict=True):
-            results[i] = result
-        return results
+        again = [
+            replace(each, max_tokens=limit)
+            for each in requests
+            if any(sample.finish_reason == "length" for sample in results[each.request_id].samples)
+        ]
+        return results | await self._complete_once(again)
 
-    async def _complete_once(self, requests: list[GenerateRequest]) -> list[GenerateResult]:
-        size = max(1, self._spec.generation.rows_per_call // max(each.n for each in requests)) if requests else 1
+    async def _complete_once(self, requests: list[GenerateRequest]) -> dict[str, GenerateResult]:
+        if not requests:
+            return {}
+        if self._spec.generation.reorder:
+            requests = in_order(requests, self._lengths)
+        # Calls enter the window as a whole, so a small window is filled by small ones.
+        samples = min(self._spec.generation.rows_per_call, self._spec.window_rows // CALLS_IN_WINDOW)
+        size = max(1, samples // max(each.n for each in requests))
         calls = (requests[start : start + size] for start in range(0, len(requests), size))
         done = await asyncio.gather(*(self._requester.complete(call) for call in calls))
-        return [result for call in done for result in call]
-
-    def _render(self, prompt: dict[str, Any]) -> tuple[list[int], str | None]:
-        if prompt["error"] is not None:
-            return [], prompt["error"]
-        try:
-            return self._renderer.render(json.loads(prompt["prompt"])), None
-        except ValueError as error:  # this prompt's fault: a role the template refuses, say
-            return [], f"template: {error}"
+        results = {result.request_id: result for call in done for result in call}
+        for request in requests:
+            self._lengths.learn(request, results[request.request_id])
+        return results
 
     def _to_rows(
-        self, job: TableJob, prompt: PlannedPrompt, result: GenerateResult | None, failure: str | None
-    ) -> Iterator[Row]:
-        error = failure if result is None else result.error
-        if result is None or error is not None:
-            return failed_rows(prompt, job.sampling.n, error or "no result")
-        return judge(prompt, result, self._renderer.decode, job.acceptance, job.sampling.truncation)
+        self,
+        job: TableJob,
+        planned: list[PlannedPrompt],
+        answers: dict[str, GenerateResult],
+        failures: dict[str, str],
+    ) -> list[Row]:
+        samples = [sample.token_ids for result in answers.values() for sample in result.samples]
+        decoded = iter(self._renderer.decode(samples))
+        completions = {key: [next(decoded) for _ in result.samples] for key, result in answers.items()}
+        rows: list[Row] = []
+        for each in planned:
+            result = answers.get(each.prompt_id)
+            error = failures.get(each.prompt_id) if result is None else result.error
+            if result is None or error is not None:
+                rows += failed_rows(each, job.sampling.n, error or "no result")
+            else:
+                texts = completions[each.prompt_id]
+                rows += judge(each, result, texts, job.acceptance, job.sampling.truncation)
+        return rows
 
 
 def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateRequest:

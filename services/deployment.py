@@ -3,76 +3,88 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ReplicaState, ServeStatus
 
 from configs.errors import DeadlineExceeded, UserError
-from configs.schema import Device, EngineConfig, EngineKind, TeacherConfig
-from services.engine import InProcessEngine
-from services.teacher import TeacherServer
+from configs.schema import Device, EngineKind, TeacherConfig
+from services.engine_settings import engine_environment, engine_kwargs
+from services.scaling import BacklogPolicy
+from services.teacher import InProcessTeacher
 
 DRAIN_S = 600.0  # a replica that is scaled away may finish what it writes; Serve's default of 20 s would kill it
 MAX_ONGOING_CALLS = 64  # calls of many rows each; the clients' windows are what limits rows
 CONSTRUCTOR_TRIES = 2  # a model that could not be loaded twice will not load the twentieth time
-CPU_BATCHED_TOKENS = 4096  # prompt tokens of one engine step, the default of `vllm.LLM`
+HEALTH_CHECK_EVERY_S = 5
 POLL_S = 0.25
+UPSCALE_AFTER_S, DOWNSCALE_AFTER_S = 5.0, 30.0  # a wish must last so long: a replica costs a cold start
+METRICS_OF_S = 15.0  # Serve wants more than its reports' interval of 10 s; the newest value is what counts
 
 
-def engine_kind(engine: EngineConfig, device: Device) -> EngineKind:
-    """The engine that ``auto`` stands for on a given device."""
-    if engine.kind is not EngineKind.AUTO:
-        return engine.kind
-    return EngineKind.ASYNC if device is Device.GPU else EngineKind.IN_PROCESS
+@dataclass(frozen=True, slots=True)
+class TeacherApp:
+    """One teacher as it is deployed: the Serve application ``name`` with ``model`` (a directory or repository)."""
+
+    name: str
+    served_name: str
+    model: str
+    teacher: TeacherConfig
+    device: Device
+    kind: EngineKind
 
 
-def build_llm_config(
-    teacher: TeacherConfig, model: str, served_name: str, device: Device, kind: EngineKind, rows_per_call: int
-) -> LLMConfig:
-    """Translate the recipe's teacher section into `ray.serve.llm`'s configuration."""
-    in_process = kind is EngineKind.IN_PROCESS
-    on_gpu = device is Device.GPU
-    return LLMConfig(
-        model_loading_config={"model_id": served_name, "model_source": model},
-        engine_kwargs=_engine_kwargs(teacher, on_gpu),
-        accelerator_type=teacher.accelerator_type if on_gpu else None,
-        accelerator_config=None if on_gpu else {"kind": "cpu"},
-        # On a CPU the replica's own bundle has the engine's cores; a worker's would reserve one that nobody uses.
-        placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0}]},
-        deployment_config={
-            "max_ongoing_requests": MAX_ONGOING_CALLS,
-            "max_constructor_retry_count": CONSTRUCTOR_TRIES,
-            "graceful_shutdown_timeout_s": DRAIN_S,
-            "health_check_period_s": 5,
-            "ray_actor_options": {"num_cpus": 1 if on_gpu else teacher.engine.threads},
-            "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
-            **_replicas(teacher, rows_per_call),
-        },
-        runtime_env={"env_vars": _environment(teacher.engine, in_process, on_gpu)},
-        log_engine_metrics=not in_process,
-    )
-
-
-def start_teacher(llm_config: LLMConfig, kind: EngineKind, app_name: str, *, http: bool = False) -> None:
-    """Ask Serve for the application and return at once; `wait_until_ready` waits for it."""
-    if http:
-        # The ingress only passes requests on; on two cores a CPU of its own would never be free.
-        ingress = {"ray_actor_options": {"num_cpus": 0}, "num_replicas": 1, "autoscaling_config": None}
-        app = build_openai_app({"llm_configs": [llm_config], "ingress_deployment_config": ingress})
+def start_teacher(app: TeacherApp) -> DeploymentHandle:
+    """Ask Serve for the teacher; returns its handle at once, and `wait_until_ready` waits for a replica."""
+    if app.kind is EngineKind.IN_PROCESS:
+        built = _in_process_app(app)
     else:
-        bind_kwargs = {"engine_cls": InProcessEngine} if kind is EngineKind.IN_PROCESS else {}
-        app = build_llm_deployment(
-            llm_config, name_prefix="teacher:", deployment_cls=TeacherServer, bind_kwargs=bind_kwargs
-        )
-    target = serve.RunTarget(app, name=app_name, route_prefix="/" if http else None)
-    serve.run_many([target], wait_for_applications_running=False)
+        from services.llm_teacher import build_async_app  # loads vLLM
+
+        built = build_async_app(_llm_config(app, backlog_scaling(app.teacher)))
+    [handle] = serve.run_many(
+        [serve.RunTarget(built, name=app.name, route_prefix=None)], wait_for_applications_running=False
+    )
+    return handle
 
 
-def wait_until_ready(app_name: str, deadline_s: float, on_wait: Callable[[str], None]) -> DeploymentHandle:
-    """Wait for a replica and return the handle of the teacher.
+def start_http_teacher(app: TeacherApp) -> None:
+    """Ask Serve for the teacher behind vLLM's OpenAI-compatible endpoint, and return at once."""
+    from services.llm_teacher import build_http_app  # loads vLLM
+
+    teacher = app.teacher
+    built = build_http_app(_llm_config(app, _http_options(teacher)))
+    serve.run_many([serve.RunTarget(built, name=app.name, route_prefix="/")], wait_for_applications_running=False)
+
+
+def backlog_scaling(teacher: TeacherConfig) -> dict[str, Any]:
+    """Replicas by `services.scaling`, which ends them all when nothing is left to do, or nobody is left who asks."""
+    bounds = {
+        "min_replicas": teacher.min_replicas,
+        "max_replicas": teacher.max_replicas,
+        "window_rows": teacher.engine.max_num_seqs,
+    }
+    return {
+        "autoscaling_config": {
+            "min_replicas": 0,  # the policy keeps the recipe's bounds while there is work
+            "initial_replicas": teacher.min_replicas,
+            "max_replicas": teacher.max_replicas,
+            "upscale_delay_s": UPSCALE_AFTER_S,
+            "downscale_delay_s": DOWNSCALE_AFTER_S,
+            "look_back_period_s": METRICS_OF_S,
+            "policy": {
+                "policy_function": f"{BacklogPolicy.__module__}:{BacklogPolicy.__name__}",
+                "policy_kwargs": bounds,
+            },
+        }
+    }
+
+
+def wait_until_ready(app_name: str, deadline_s: float, on_wait: Callable[[str], None]) -> None:
+    """Wait until each deployment of the teacher has a replica.
 
     Raises:
         UserError: the replica cannot be built; carries the reason that vLLM gave.
@@ -80,9 +92,10 @@ def wait_until_ready(app_name: str, deadline_s: float, on_wait: Callable[[str], 
     """
     give_up_at = time.monotonic() + deadline_s
     while True:
-        app = serve.status().applications.get(app_name)
-        if app is not None and app.status == ApplicationStatus.RUNNING:
-            return serve.get_app_handle(app_name)
+        status = serve.status()
+        if _has_replicas(status, app_name):
+            return
+        app = status.applications.get(app_name)
         messages = [app.message, *(each.message for each in app.deployments.values())] if app else []
         if app is not None and app.status == ApplicationStatus.DEPLOY_FAILED:
             raise UserError(f"the teacher could not start: {_last_line(messages)}")
@@ -119,53 +132,64 @@ def delete_teacher(app_name: str) -> None:
     serve.delete(app_name, _blocking=False)
 
 
-def _engine_kwargs(teacher: TeacherConfig, on_gpu: bool) -> dict[str, Any]:
-    engine = teacher.engine
-    kwargs: dict[str, Any] = {
-        "dtype": engine.dtype,
-        "max_num_seqs": engine.max_num_seqs,
-        "trust_remote_code": teacher.trust_remote_code,
+def _in_process_app(app: TeacherApp) -> serve.Application:
+    options = _deployment_options() | backlog_scaling(app.teacher)
+    actor = {
+        "num_cpus": app.teacher.engine.threads,
+        "runtime_env": {"env_vars": engine_environment(app.teacher.engine, app.kind, app.device)},
     }
-    if teacher.revision:
-        kwargs["revision"] = teacher.revision
-    if engine.max_model_len:
-        kwargs["max_model_len"] = engine.max_model_len
-    if on_gpu:
-        kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
-        kwargs["tensor_parallel_size"] = engine.tensor_parallel_size
-        kwargs["pipeline_parallel_size"] = engine.pipeline_parallel_size
-    else:
-        kwargs["enforce_eager"] = True  # compiling takes longer than it saves at the sizes that run on CPUs
-        # vLLM 0.29 rewinds a seeded generator after a partial prefill, which torch's CPU generator cannot do.
-        kwargs["enable_chunked_prefill"] = False
-        kwargs["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, engine.max_model_len or 0)
-    return kwargs | engine.extra
+    deployment = serve.deployment(
+        InProcessTeacher, name=f"teacher:{app.served_name}", ray_actor_options=actor, **options
+    )
+    return deployment.bind(app.model, engine_kwargs(app.teacher, app.device))
 
 
-def _environment(engine: EngineConfig, in_process: bool, on_gpu: bool) -> dict[str, str]:
-    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-    if on_gpu:
-        return environment
-    return environment | {
-        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
-        # Pinning is for whoever owns the whole machine: beside a Ray node, two replicas would pin the same core.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(engine.threads),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
-    }
+def _llm_config(app: TeacherApp, options: dict[str, Any]) -> Any:
+    """`ray.serve.llm`'s configuration of the teacher."""
+    from ray.serve.llm import LLMConfig  # loads vLLM
+
+    teacher, on_gpu = app.teacher, app.device is Device.GPU
+    actor = {"num_cpus": 1 if on_gpu else teacher.engine.threads}
+    return LLMConfig(
+        model_loading_config={"model_id": app.served_name, "model_source": app.model},
+        engine_kwargs=engine_kwargs(teacher, app.device),
+        accelerator_type=teacher.accelerator_type if on_gpu else None,
+        accelerator_config=None if on_gpu else {"kind": "cpu"},
+        # On a CPU the replica's own bundle has the engine's cores; a worker's would reserve one that nobody uses.
+        placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0}]},
+        deployment_config={**_deployment_options(), "ray_actor_options": actor, **options},
+        runtime_env={"env_vars": engine_environment(teacher.engine, app.kind, app.device)},
+        log_engine_metrics=True,
+    )
 
 
-def _replicas(teacher: TeacherConfig, rows_per_call: int) -> dict[str, Any]:
-    if teacher.min_replicas == teacher.max_replicas:
-        return {"num_replicas": teacher.min_replicas}
+def _deployment_options() -> dict[str, Any]:
     return {
-        "autoscaling_config": {
-            "min_replicas": teacher.min_replicas,
-            "max_replicas": teacher.max_replicas,
-            # As many calls as the engine decodes at a time: more of them mean that work is waiting.
-            "target_ongoing_requests": max(1, teacher.engine.max_num_seqs // rows_per_call),
-        }
+        "max_ongoing_requests": MAX_ONGOING_CALLS,
+        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
+        "graceful_shutdown_timeout_s": DRAIN_S,
+        "health_check_period_s": HEALTH_CHECK_EVERY_S,
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
     }
+
+
+def _http_options(teacher: TeacherConfig) -> dict[str, Any]:
+    """For people who ask over HTTP, one answer a request: as many of them as the engine decodes at a time."""
+    options: dict[str, Any] = {"max_ongoing_requests": 2 * teacher.engine.max_num_seqs}
+    if teacher.min_replicas == teacher.max_replicas:
+        return options | {"num_replicas": teacher.min_replicas}
+    scaling = {
+        "min_replicas": teacher.min_replicas,
+        "max_replicas": teacher.max_replicas,
+        "target_ongoing_requests": teacher.engine.max_num_seqs,
+    }
+    return options | {"autoscaling_config": scaling}
+
+
+def _has_replicas(status: ServeStatus, app_name: str) -> bool:
+    app = status.applications.get(app_name)
+    deployments = list(app.deployments.values()) if app else []
+    return bool(deployments) and all(each.replica_states.get(ReplicaState.RUNNING, 0) > 0 for each in deployments)
 
 
 def _last_line(messages: list[str]) -> str:

@@ -8,12 +8,8 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
-
-from ray.llm._internal.serve.core.engine.protocol import LLMEngine
-from ray.serve.llm import LLMConfig
 
 from services.generation import EngineDescription, GenerateRequest, GenerateResult
 from services.vllm_adapter import describe, sampling_params, to_result
@@ -35,11 +31,12 @@ class _Pending:
     loop: asyncio.AbstractEventLoop
 
 
-class InProcessEngine(LLMEngine):
-    """`ray.serve.llm` engine around `vllm.v1.engine.llm_engine.LLMEngine` on a thread. Has no OpenAI endpoints."""
+class InProcessEngine:
+    """`vllm.v1.engine.llm_engine.LLMEngine` on a thread. ``engine_kwargs`` are vLLM's `EngineArgs` but the model."""
 
-    def __init__(self, llm_config: LLMConfig) -> None:
-        self._llm_config = llm_config
+    def __init__(self, model: str, engine_kwargs: dict[str, Any]) -> None:
+        self._model = model
+        self._engine_kwargs = engine_kwargs
         self._inbox: queue.SimpleQueue[_Pending | str] = queue.SimpleQueue()
         self._pending: dict[str, _Pending] = {}
         self._ready = threading.Event()
@@ -48,10 +45,10 @@ class InProcessEngine(LLMEngine):
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self.description: EngineDescription | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Build and warm the engine up. Raises `RuntimeError` with vLLM's own message when that fails."""
         self._thread.start()
-        await asyncio.to_thread(self._ready.wait)
+        self._ready.wait()
         if self._failure is not None:
             raise RuntimeError(f"vLLM could not start: {self._failure}") from self._failure
 
@@ -68,17 +65,14 @@ class InProcessEngine(LLMEngine):
             self._inbox.put(request.request_id)
             raise
 
-    async def check_health(self) -> None:
+    def check_health(self) -> None:
         """Raise `EngineDead` when the engine can serve no more; Serve then replaces the replica."""
         if self._failure is not None or not self._thread.is_alive():
             raise EngineDead(f"the engine thread has ended: {self._failure}")
 
-    async def shutdown(self) -> None:
+    def shutdown(self) -> None:
         """Let the thread end after its current step."""
         self._stopping.set()
-
-    def routing_stats(self) -> dict[str, Any]:
-        return {}
 
     # --- on the engine thread ---------------------------------------------------------------------------------
 
@@ -107,10 +101,10 @@ class InProcessEngine(LLMEngine):
         from vllm.v1.engine.llm_engine import LLMEngine as VllmEngine
 
         engine_args = EngineArgs(
-            model=self._llm_config.model_loading_config.model_source,
+            model=self._model,
             distributed_executor_backend="uni",
             disable_log_stats=True,
-            **self._llm_config.engine_kwargs,
+            **self._engine_kwargs,
         )
         engine = VllmEngine.from_engine_args(engine_args)
         self.description = describe(engine.vllm_config, "in_process")
@@ -149,19 +143,6 @@ class InProcessEngine(LLMEngine):
         for output in outputs:
             if output.finished and (pending := self._pending.pop(output.request_id, None)) is not None:
                 _resolve(pending, to_result(output.request_id, output))
-
-    # --- what only the OpenAI-compatible engine has -------------------------------------------------------------
-
-    async def _no_http(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        raise NotImplementedError("the in-process engine serves batches only; teacher.engine.kind=async serves HTTP")
-        yield  # makes this the generator that the protocol asks for
-
-    async def _no_http_call(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("the in-process engine serves batches only; teacher.engine.kind=async serves HTTP")
-
-    chat = completions = embeddings = transcriptions = _no_http
-    tokenize = detokenize = _no_http
-    resolve_lora = reset_prefix_cache = _no_http_call
 
 
 def _resolve(pending: _Pending, outcome: GenerateResult | EngineDead) -> None:

@@ -1,6 +1,7 @@
 """The records that travel between the clients and the teacher: plain data, picklable, light to import."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ class GenerateResult:
 
 @dataclass(frozen=True, slots=True)
 class EngineDescription:
-    """The engine configuration as vLLM resolved it, read back after start-up."""
+    """The engine configuration as vLLM resolved it, read back after start-up.
+
+    ``speculative_config`` has its ``method``, ``model`` and ``num_speculative_tokens``; None decodes token by token.
+    """
 
     engine: str
     vllm_version: str
@@ -57,6 +61,9 @@ class EngineDescription:
     max_num_seqs: int
     max_num_batched_tokens: int
     enable_prefix_caching: bool
+    enable_chunked_prefill: bool
+    quantization: str | None
+    speculative_config: dict[str, Any] | None
     tensor_parallel_size: int
     pipeline_parallel_size: int
     vocab_size: int

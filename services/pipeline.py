@@ -34,12 +34,16 @@ Summary = dict[str, Any]
 
 
 def stream_shards(
-    spec: ClientSpec, tasks: list[dict[str, Any]], on_silence: Callable[[float, int], None] = lambda *_: None
+    spec: ClientSpec,
+    tasks: list[dict[str, Any]],
+    on_silence: Callable[[float, int], None] = lambda *_: None,
+    wait_for_teacher: Callable[[], None] = lambda: None,
 ) -> Generator[Summary]:
     """Make the shard of each task ``{table, shard, path}``; yields a summary as each is committed.
 
     Claims the tables first: of two commands on one run the later goes on, and the earlier stops. ``on_silence`` is told
     of the seconds without a shard and of the shards that are missing, ten times before the run gives up.
+    ``wait_for_teacher`` returns when the first replica can answer; the clients start and render prompts meanwhile.
 
     Raises:
         UserError: why the run cannot go on, such as a later command.
@@ -65,6 +69,7 @@ def stream_shards(
 
     todo = [task for task in tasks if (task["table"], task["shard"]) in waiting]
     with _Stream(partial(_run_clients, spec, todo)) as stream:
+        wait_for_teacher()
         while waiting:
             summaries, error = stream.take(spec.shard_deadline_s, watch)
             fresh = {(each["table"], each["shard"]): each for each in summaries}

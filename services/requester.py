@@ -11,8 +11,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from itertools import count
@@ -25,6 +26,8 @@ LONGEST_PAUSE_S = 10.0
 MOST_DOUBLINGS = 10  # already longer than the longest pause; a float ends at 1023
 LOSSES_IN_COMPANY = 2  # after this many lost replicas a call is tried alone: one may be bad luck
 LOSSES_ALONE = 2  # a single prompt that ends two replicas by itself is poison
+
+Results = dict[str, GenerateResult]  # by the request's id
 
 
 class Fault(StrEnum):
@@ -56,18 +59,58 @@ FAULTS = {
 
 
 class Teacher(Protocol):
-    """What a deployment handle's method looks like: ``remote`` returns an awaitable that can be cancelled."""
+    """What a deployment handle's streaming method looks like.
+
+    ``remote`` returns an asynchronous iterator over lists of results that can be cancelled.
+    """
 
     def remote(self, batch: list[GenerateRequest]) -> Any: ...
 
 
-class Requester:
-    """Keeps at most ``window_calls`` calls in flight, whichever shard they belong to. Lives on one event loop."""
+class Window:
+    """At most ``rows`` rows in flight, whichever calls they belong to; first come, first served."""
 
-    def __init__(self, teacher: Teacher, *, window_calls: int, deadline_s: float, max_attempts: int) -> None:
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._free = rows
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def enter(self, rows: int) -> int:
+        """Wait until ``rows`` fit; more than the whole window are let in when it is empty. Returns what was taken."""
+        rows = min(rows, self.rows)
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append((rows, place))
+        self._admit()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.leave(rows)
+            raise
+        return rows
+
+    def leave(self, rows: int) -> None:
+        """Make room."""
+        self._free += rows
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            rows, place = self._waiting[0]
+            if not place.cancelled():
+                if rows > self._free:
+                    return
+                self._free -= rows
+                place.set_result(None)
+            self._waiting.popleft()
+
+
+class Requester:
+    """Keeps at most ``window_rows`` samples in flight, whichever shard they belong to. Lives on one event loop."""
+
+    def __init__(self, teacher: Teacher, *, window_rows: int, deadline_s: float, max_attempts: int) -> None:
         self._teacher = teacher
-        self._window_calls = window_calls
-        self._window = asyncio.Semaphore(window_calls)
+        self._window = Window(window_rows)
         self._alone = asyncio.Lock()
         self._deadline_s = deadline_s
         self._max_attempts = max_attempts
@@ -75,78 +118,101 @@ class Requester:
         self._rng = random.Random()
 
     async def complete(self, requests: list[GenerateRequest]) -> list[GenerateResult]:
-        """One result a request, in order; a request that cannot be completed has an ``error``."""
+        """One result a request, in order; a request that cannot be completed has an ``error``.
+
+        They travel in one call. What has come back when a call goes wrong is kept; only the rest is asked for again.
+        """
+        done: Results = {}
+        await self._complete(requests, done)
+        return [done[each.request_id] for each in requests]
+
+    async def _complete(self, requests: list[GenerateRequest], done: Results) -> None:
         late = lost = 0
         for attempt in count():
-            try:
-                return await self._call(requests, alone=False)
-            except Exception as error:
-                fault = classify(error)
-                if fault is None:
-                    raise
+            fault = await self._call(requests, done, alone=False)
+            if fault is None:
+                return
+            requests = _left(requests, done)
             late += fault is Fault.LATE and await self._is_answering()
             lost += fault is Fault.LOST
             if late >= self._max_attempts:
-                return _fail(requests, f"deadline: no answer in {late} times {self._deadline_s:.0f} s")
+                _fail(requests, done, f"deadline: no answer in {late} times {self._deadline_s:.0f} s")
+                return
             if lost >= LOSSES_IN_COMPANY:
-                return await self._isolate(requests)
+                await self._isolate(requests, done)
+                return
             await asyncio.sleep(self._pause(attempt))
-        raise AssertionError("unreachable")
 
-    async def _isolate(self, requests: list[GenerateRequest]) -> list[GenerateResult]:
+    async def _isolate(self, requests: list[GenerateRequest], done: Results) -> None:
         """Complete a call that may end replicas, alone; a call that does is cut in halves."""
         for attempt in range(LOSSES_ALONE if len(requests) == 1 else 1):
+            fault = await self._call(requests, done, alone=True)
+            if fault is None:
+                return
+            requests = _left(requests, done)
+            if fault is not Fault.LOST:  # late or busy: as any other call, and back here when it dies again
+                await self._complete(requests, done)
+                return
+            await asyncio.sleep(self._pause(attempt))
+        if len(requests) == 1:
+            reason = f"poison: the replica died {LOSSES_ALONE} times while it answered this prompt alone"
+            _fail(requests, done, reason)
+            return
+        half = len(requests) // 2
+        await self._isolate(requests[:half], done)
+        await self._isolate(requests[half:], done)
+
+    async def _call(self, requests: list[GenerateRequest], done: Results, *, alone: bool) -> Fault | None:
+        """Ask for the requests once and keep what comes back; the fault that ended it, None when all came."""
+        if not requests:
+            return None
+        async with self._alone if alone else nullcontext():
+            taken = await self._window.enter(self._window.rows if alone else sum(each.n for each in requests))
+            # The engine must not meet an id twice: an attempt that was given up may still be running there.
+            number = next(self._calls)
+            sent = {f"{each.request_id}-{number}": each for each in requests}
+
+            def keep(result: GenerateResult) -> None:
+                nonlocal taken
+                request = sent[result.request_id]
+                done[request.request_id] = replace(result, request_id=request.request_id)
+                if not alone:
+                    freed = min(request.n, taken)
+                    taken -= freed
+                    self._window.leave(freed)
+
             try:
-                return await self._call(requests, alone=True)
+                await self._ask([replace(each, request_id=sent_id) for sent_id, each in sent.items()], keep)
             except Exception as error:
                 fault = classify(error)
                 if fault is None:
                     raise
-            if fault is not Fault.LOST:  # late or busy: as any other call, and back here when it dies again
-                return await self.complete(requests)
-            await asyncio.sleep(self._pause(attempt))
-        if len(requests) == 1:
-            return _fail(requests, f"poison: the replica died {LOSSES_ALONE} times while it answered this prompt alone")
-        half = len(requests) // 2
-        return await self._isolate(requests[:half]) + await self._isolate(requests[half:])
-
-    async def _call(self, requests: list[GenerateRequest], *, alone: bool) -> list[GenerateResult]:
-        async with self._whole_window() if alone else self._window:
-            # The engine must not meet an id twice: an attempt that was given up may still be running there.
-            number = next(self._calls)
-            batch = [replace(each, request_id=f"{each.request_id}-{number}") for each in requests]
-            return await self._ask(batch)
+                return fault
+            finally:
+                self._window.leave(taken)
+        if left := _left(requests, done):
+            raise RuntimeError(f"the teacher ended a call without an answer to {len(left)} of its {len(sent)} prompts")
+        return None
 
     async def _is_answering(self) -> bool:
         try:
-            await self._ask([])
+            await self._ask([], lambda _: None)
         except Exception as error:
             if classify(error) is None:
                 raise
             return False
         return True
 
-    async def _ask(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
+    async def _ask(self, batch: list[GenerateRequest], keep: Callable[[GenerateResult], None]) -> None:
         response = self._teacher.remote(batch)
         try:
             async with asyncio.timeout(self._deadline_s):
-                return list(await response)
+                async for results in response:
+                    for result in results:
+                        keep(result)
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()
             raise
-
-    @asynccontextmanager
-    async def _whole_window(self) -> AsyncIterator[None]:
-        taken = 0
-        async with self._alone:
-            try:
-                for _ in range(self._window_calls):
-                    await self._window.acquire()
-                    taken += 1
-                yield
-            finally:
-                for _ in range(taken):
-                    self._window.release()
 
     def _pause(self, attempt: int) -> float:
         doubled = FIRST_PAUSE_S * 2.0 ** min(attempt, MOST_DOUBLINGS)
@@ -158,5 +224,9 @@ def classify(error: BaseException) -> Fault | None:
     return next((FAULTS[base.__name__] for base in type(error).__mro__ if base.__name__ in FAULTS), None)
 
 
-def _fail(requests: list[GenerateRequest], reason: str) -> list[GenerateResult]:
-    return [GenerateResult(each.request_id, error=reason) for each in requests]
+def _left(requests: list[GenerateRequest], done: Results) -> list[GenerateRequest]:
+    return [each for each in requests if each.request_id not in done]
+
+
+def _fail(requests: list[GenerateRequest], done: Results, reason: str) -> None:
+    done.update((each.request_id, GenerateResult(each.request_id, error=reason)) for each in requests)

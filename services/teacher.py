@@ -1,49 +1,57 @@
-"""The teacher replica: vLLM behind one unary, micro-batched method of a Ray Serve deployment.
+"""The teacher replica on a CPU: vLLM in process behind one micro-batched method of a Ray Serve deployment.
 
-`services.deployment` starts and ends it; client actors call `TeacherServer.generate` through a deployment handle, not
-HTTP. Placement, tensor parallelism, health checks and metrics are `ray.serve.llm`'s.
+`services.deployment` starts and ends it; client actors call `generate` through a deployment handle, not HTTP. It needs
+nothing of `ray.serve.llm`, whose import loads vLLM, so the process that deploys it is not held up by seconds.
 """
 
-import asyncio
+import time
+from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
-from ray.llm._internal.serve.core.server.llm_server import LLMServer
-
 from services.engine import InProcessEngine
 from services.generation import GenerateRequest, GenerateResult
-from services.vllm_adapter import describe, sampling_params, to_result
+from services.meter import Meter
+from services.replies import yield_in_groups
 
 
-class TeacherServer(LLMServer):
+class InProcessTeacher:
     """One replica. Errors are raised, never returned as rows; only the refusal of one prompt is a result."""
 
-    async def generate(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
-        """Complete a micro-batch; returns the results in the order of the requests.
+    def __init__(self, model: str, engine_kwargs: dict[str, Any]) -> None:
+        started = time.monotonic()
+        self._engine = InProcessEngine(model, engine_kwargs)
+        self._engine.start()
+        self._meter = Meter(time.monotonic() - started)
+
+    async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
+        """Complete a micro-batch; yields the results as rows are done.
 
         Raises:
-            services.engine.EngineDead, vllm's EngineDeadError: the replica is lost; the caller tries elsewhere.
+            services.engine.EngineDead: the replica is lost; the caller tries elsewhere.
         """
-        complete = self.engine.generate if isinstance(self.engine, InProcessEngine) else self._generate_async
-        return list(await asyncio.gather(*(complete(request) for request in batch)))
+        with self._meter.call():
+            async for results in yield_in_groups(self._engine.generate(request) for request in batch):
+                self._meter.count(results)
+                yield results
 
     async def describe(self) -> dict[str, Any]:
         """The engine configuration as vLLM resolved it: the fields of `EngineDescription`."""
-        if isinstance(self.engine, InProcessEngine):
-            assert self.engine.description is not None
-            return asdict(self.engine.description)
-        return asdict(describe(self.engine._engine_client.vllm_config, "async"))
+        assert self._engine.description is not None
+        return asdict(self._engine.description)
 
-    async def _generate_async(self, request: GenerateRequest) -> GenerateResult:
-        from vllm.exceptions import VLLMClientError  # the replica has imported vLLM already
+    async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
+        """What the run still wants of all replicas together."""
+        self._meter.tell(rows, seconds_left)
 
-        stream = self.engine._engine_client.generate(
-            {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request), request.request_id
-        )
-        try:
-            async for output in stream:
-                if output.finished:
-                    return to_result(request.request_id, output)
-        except (ValueError, VLLMClientError) as error:  # vLLM's refusal of this one prompt
-            return GenerateResult(request.request_id, error=str(error))
-        raise RuntimeError(f"request {request.request_id} ended without a final output")
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve hands it to `services.scaling`."""
+        return self._meter.report()
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose health check raises."""
+        self._engine.check_health()
+
+    def __del__(self) -> None:
+        """Serve calls it when it ends a replica."""
+        self._engine.shutdown()

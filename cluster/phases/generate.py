@@ -2,9 +2,10 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.context import RunContext
 from cluster.models import teacher_source
@@ -14,9 +15,16 @@ from configs.errors import UserError
 from configs.identity import generation_fingerprint
 from configs.schema import AcceptanceConfig, EngineKind, EvaluationConfig, RunConfig, SamplingConfig, TruncationPolicy
 from configs.table import RowStatus
+from services.backlog import BacklogReporter
 from services.client import ClientSpec, TableJob
 from services.dataset import pending_shards, read_ledger
+from services.engine_settings import engine_kind, find_differences
 from services.plan import read_plan
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from services.deployment import TeacherApp
 
 WINDOW_SLACK = 1.25  # calls are of many rows, and a call's rows all return before the next call takes their place
 COMPLETIONS, EVALUATION = "completions", "evaluation"
@@ -73,9 +81,9 @@ def _greedy(evaluation: EvaluationConfig) -> SamplingConfig:
 def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: list[dict[str, Any]]) -> dict[str, Any]:
     engine = None
     if tasks:
-        engine = start_service(ctx)
+        teacher = _start_teacher(ctx)
         try:
-            _stream(ctx, tables, tasks)
+            engine = _stream(ctx, teacher, tables, tasks)
         except BaseException:
             stop_service(ctx)
             raise
@@ -84,37 +92,56 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: list[dict[str
     return {"ledger": ledger.to_dict(), "engine": engine}
 
 
-def start_service(ctx: RunContext, *, http_port: int | None = None) -> dict[str, Any] | None:
-    """Deploy the teacher and wait for its first replica.
-
-    Returns the engine's resolved configuration; None for the OpenAI-compatible endpoint at ``http_port``.
-    """
-    session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
-    device = session.device(config.teacher.engine.device, config.teacher.accelerator_type)
-    http = http_port is not None
+def start_http_service(ctx: RunContext, port: int) -> None:
+    """Deploy the teacher behind the OpenAI-compatible endpoint at ``port``, and wait for its first replica."""
+    app = _teacher_app(ctx, EngineKind.ASYNC)
     ctx.progress.update(detail="loading Ray Serve")
     with ThreadPoolExecutor(max_workers=1) as beside:
         # Serve's controller starts while this process imports vLLM, each for seconds on a core of its own.
-        started = beside.submit(_start_serve, http_port)
-        from services import deployment
+        started = beside.submit(_start_serve, port)
+        from services import llm_teacher  # noqa: F401
 
         started.result()
-    model = teacher_source(config, ctx.run_dir)
-    kind = EngineKind.ASYNC if http else deployment.engine_kind(config.teacher.engine, device)
-    llm_config = deployment.build_llm_config(
-        config.teacher, model.model, config.name, device, kind, config.generation.rows_per_call
+    from services.deployment import start_http_teacher
+
+    start_http_teacher(app)
+    _wait_for_teacher(ctx)
+
+
+def _start_teacher(ctx: RunContext) -> "DeploymentHandle":
+    """Deploy the teacher; its replicas load while its clients start."""
+    app = _teacher_app(ctx)
+    ctx.progress.update(detail="loading Ray Serve")
+    _start_serve(None)
+    from services.deployment import start_teacher
+
+    return start_teacher(app)
+
+
+def _teacher_app(ctx: RunContext, kind: EngineKind | None = None) -> "TeacherApp":
+    session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
+    from services.deployment import TeacherApp
+
+    device = session.device(config.teacher.engine.device, config.teacher.accelerator_type)
+    return TeacherApp(
+        name=app_name(ctx),
+        served_name=config.name,
+        model=teacher_source(config, ctx.run_dir).model,
+        teacher=config.teacher,
+        device=device,
+        kind=kind or engine_kind(config.teacher.engine, device),
     )
-    deployment.start_teacher(llm_config, kind, app_name(ctx), http=http)
-    handle = deployment.wait_until_ready(
+
+
+def _wait_for_teacher(ctx: RunContext) -> None:
+    from services.deployment import wait_until_ready
+
+    wait_until_ready(
         app_name(ctx),
-        config.deadlines.replica_start,
+        ctx.config.deadlines.replica_start,
         lambda message: ctx.progress.update(detail=f"waiting for the first teacher replica ({message})"),
     )
     ctx.progress.update(detail="")
-    if http:
-        return None
-    description: dict[str, Any] = handle.describe.remote().result(timeout_s=config.deadlines.request)
-    return description
 
 
 def _start_serve(http_port: int | None) -> None:
@@ -136,16 +163,44 @@ def stop_service(ctx: RunContext) -> None:
     delete_teacher(app_name(ctx))
 
 
-def _stream(ctx: RunContext, tables: dict[str, TableJob], tasks: list[dict[str, Any]]) -> None:
+def _stream(
+    ctx: RunContext, teacher: "DeploymentHandle", tables: dict[str, TableJob], tasks: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Make the shards; returns the engine's configuration as vLLM resolved it."""
     from services.pipeline import stream_shards
 
+    engine: dict[str, Any] = {}
+
+    def wait_for_teacher() -> None:
+        _wait_for_teacher(ctx)
+        engine.update(teacher.describe.remote().result(timeout_s=ctx.config.deadlines.request))
+        engine["differs"] = find_differences(ctx.config.teacher.engine, engine)
+        _show_engine(ctx, engine)
+
+    summaries = stream_shards(_client_spec(ctx, tables), tasks, partial(_report_silence, ctx), wait_for_teacher)
+    with BacklogReporter(teacher, _rows_left(tables), ctx.config.teacher.deadline) as backlog:
+        _show_summaries(ctx, summaries, backlog, sum(task["table"] == EVALUATION for task in tasks))
+    return engine
+
+
+def _show_engine(ctx: RunContext, engine: dict[str, Any]) -> None:
+    shown = ", ".join(f"{key} {value}" for key, value in engine.items() if key not in ("engine", "differs"))
+    ctx.progress.say(f"generate: teacher engine {engine['engine']}: {shown}")
+    for sentence in engine["differs"]:
+        ctx.progress.say(f"generate: {sentence}")
+
+
+def _show_summaries(
+    ctx: RunContext, summaries: Iterator[dict[str, Any]], backlog: BacklogReporter, evaluation_left: int
+) -> None:
+    """Take summaries of committed shards as they come, for the progress, the backlog and the check of the teacher."""
     plan = planned_rows(ctx)
     counts = read_ledger(ctx.run_dir.completions_uri, plan.num_rows).to_dict()
     tokens, started = 0, time.monotonic()
     ctx.progress.expect(plan.num_rows, "rows", plan.num_rows - counts["pending"])
-    evaluation_left = sum(task["table"] == EVALUATION for task in tasks)
-    for summary in stream_shards(_client_spec(ctx, tables), tasks, partial(_report_silence, ctx)):
+    for summary in summaries:
         tokens += summary["completion_tokens"]
+        backlog.take_off(sum(summary[status] for status in RowStatus))
         if summary["table"] == EVALUATION:
             evaluation_left -= 1
             if evaluation_left == 0:
@@ -154,14 +209,21 @@ def _stream(ctx: RunContext, tables: dict[str, TableJob], tasks: list[dict[str, 
         for status in RowStatus:
             counts[status] += summary[status]
             counts["pending"] -= summary[status]
-        done = plan.num_rows - counts["pending"]
         ctx.progress.update(
-            done=done,
+            done=plan.num_rows - counts["pending"],
             accepted=counts["accepted"],
             rejected=counts["rejected"],
             failed=counts["failed"],
             tokens_per_s=tokens / (time.monotonic() - started),
         )
+
+
+def _rows_left(tables: dict[str, TableJob]) -> int:
+    ledgers = (
+        read_ledger(table.completions_uri, read_plan(table.prompts_uri, table.sampling.n).num_rows)
+        for table in tables.values()
+    )
+    return sum(ledger.pending for ledger in ledgers)
 
 
 def _client_spec(ctx: RunContext, tables: dict[str, TableJob]) -> ClientSpec:
@@ -178,6 +240,7 @@ def _client_spec(ctx: RunContext, tables: dict[str, TableJob]) -> ClientSpec:
         request_deadline_s=config.deadlines.request,
         shard_deadline_s=config.deadlines.no_progress,
         commit_deadline_s=config.deadlines.commit,
+        replica_start_s=config.deadlines.replica_start,
     )
 
 

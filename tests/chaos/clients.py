@@ -35,11 +35,11 @@ class CharacterTokenizer:
 
     chat_template = None
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [ord(character) for character in text]}
+    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(character) for character in text] for text in texts]}
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        return "".join(chr(token) for token in token_ids)
+    def batch_decode(self, completions: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        return ["".join(chr(token) for token in token_ids) for token_ids in completions]
 
 
 def load_renderer(*_: Any) -> PromptRenderer:

@@ -14,7 +14,8 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig
-from configs.table import COMPLETIONS_SCHEMA
+from configs.table import COMPLETIONS_SCHEMA, RowStatus
+from services.backlog import BacklogReporter
 from services.client import ClientSpec, TableJob
 from services.dataset import Seal, pending_shards, read_ledger, seal
 from services.plan import extend_plan, read_plan
@@ -47,6 +48,7 @@ class DriverJob:
     no_progress_s: float = 120.0
     commit_deadline_s: float = 30.0
     fault_dir: str = ""
+    tells_backlog: bool = False
 
     @property
     def prompts_uri(self) -> str:
@@ -140,6 +142,7 @@ def main(job: DriverJob, events: str, errors: str) -> None:
 
 def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     import ray  # costs a second, which a run that only has to be sealed need not spend
+    from ray import serve
 
     import services.pipeline
     from tests.chaos.clients import ChaosClient, ChaosWriter
@@ -147,8 +150,14 @@ def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, An
     ChaosWriter.faults = job.fault_dir
     vars(services.pipeline).update(ShardClient=ChaosClient, TableWriter=ChaosWriter)
     ray.init(job.address, log_to_driver=False, logging_level="ERROR")
-    for summary in services.pipeline.stream_shards(client_spec(job), todo, _report_silence):
-        yield {"event": "shard", **summary}
+    summaries = services.pipeline.stream_shards(client_spec(job), todo, _report_silence)
+    if not job.tells_backlog:
+        yield from ({"event": "shard", **summary} for summary in summaries)
+        return
+    with BacklogReporter(serve.get_app_handle(job.app_name), len(job.prompts) * job.samples, None) as backlog:
+        for summary in summaries:
+            backlog.take_off(sum(summary[status] for status in RowStatus))
+            yield {"event": "shard", **summary}
 
 
 def _report_silence(silent_s: float, shards: int) -> None:

@@ -97,9 +97,11 @@ class Chaos:
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def deploy(self, name: str, script: EchoScript, num_replicas: int = 2) -> None:
-        """Put the echo teacher on the cluster, or replace it."""
-        self._run(_deploy, name, script, num_replicas)
+    def deploy(
+        self, name: str, script: EchoScript, num_replicas: int = 2, scaling: dict[str, Any] | None = None
+    ) -> None:
+        """Put the echo teacher on the cluster, or replace it; ``scaling`` is as in `benchmarks.echo.deploy`."""
+        self._run(_deploy, name, script, num_replicas, scaling)
 
     def delete(self, name: str) -> None:
         """Take the teacher away."""
@@ -117,6 +119,10 @@ class Chaos:
         driver.wait(timeout_s)
         assert [each["event"] for each in driver.events()[-1:]] == ["sealed"], driver.describe()
         return driver.events()
+
+    def count_replicas(self, app_name: str) -> int:
+        """Processes of a teacher's replicas that are there just now."""
+        return len(_replicas(app_name))
 
     def kill_replica(self, app_name: str, rng: random.Random) -> bool:
         """SIGKILL a replica of a teacher; False when there is none just now."""
@@ -244,6 +250,18 @@ def chaos_cluster() -> Iterator[Chaos]:
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
 
 
+def watch(look: Callable[[], int], is_over: Callable[[], bool], timeout_s: float = 100) -> list[int]:
+    """What is seen from now until something is over, each change once."""
+    give_up_at = time.monotonic() + timeout_s
+    seen = [look()]
+    while not is_over():
+        assert time.monotonic() < give_up_at, f"not over after {timeout_s:.0f} s: {seen}"
+        time.sleep(POLL_S)
+        if (now := look()) != seen[-1]:
+            seen.append(now)
+    return seen
+
+
 def read_completions(job: DriverJob) -> list[dict[str, Any]]:
     """Every row of the table, in order of prompt id and sample."""
     files = shard_files(DeltaTable(job.completions_uri))
@@ -257,7 +275,9 @@ def expected_answers(job: DriverJob) -> dict[tuple[str, int], list[int]]:
     answers = {}
     for text in job.prompts:
         prompt = make_prompt(text)
-        planned = PlannedPrompt(prompt.prompt_id, 0, prompt.prompt, None, renderer.render(text))
+        [token_ids] = renderer.render([text])
+        assert not isinstance(token_ids, ValueError)
+        planned = PlannedPrompt(prompt.prompt_id, 0, prompt.prompt, None, token_ids)
         for index, sample in enumerate(answer(to_request(planned, sampling)).samples):
             answers[prompt.prompt_id, index] = sample.token_ids
     return answers
@@ -286,9 +306,9 @@ def _connect_and(address: str, call: Callable[..., None], *arguments: Any) -> No
     call(*arguments)
 
 
-def _deploy(name: str, script: EchoScript, num_replicas: int) -> None:
+def _deploy(name: str, script: EchoScript, num_replicas: int, scaling: dict[str, Any] | None) -> None:
     with patch.object(benchmarks.echo, "EchoTeacher", EngineTeacher):
-        benchmarks.echo.deploy(name, script, num_replicas=num_replicas)
+        benchmarks.echo.deploy(name, script, num_replicas=num_replicas, scaling=scaling)
 
 
 def _delete(name: str) -> None:

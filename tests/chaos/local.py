@@ -6,7 +6,7 @@ one after it, until the command is started again.
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,14 +43,14 @@ class Crash(Exception):
 
 @dataclass
 class Response:
-    """What a handle returns: it can be awaited, and cancelled."""
+    """What a streaming handle returns: results come from it, and it can be cancelled."""
 
     results: list[GenerateResult]
     delay_s: float
 
-    def __await__(self) -> Generator[Any, None, list[GenerateResult]]:
-        yield from asyncio.sleep(self.delay_s).__await__()
-        return self.results
+    async def __aiter__(self) -> AsyncIterator[list[GenerateResult]]:
+        await asyncio.sleep(self.delay_s)
+        yield self.results
 
     def cancel(self) -> None:
         """There is nothing to cancel."""
@@ -61,6 +61,9 @@ class LocalTeacher:
     """Looks like a deployment handle; refuses prompts with the character `REFUSED`."""
 
     delay_s: float = 0.0
+
+    def options(self, *, stream: bool) -> "LocalTeacher":
+        return self
 
     @property
     def generate(self) -> "LocalTeacher":

@@ -19,7 +19,7 @@ from tests.chaos.clients import FAULT_POINTS
 from tests.chaos.driver import DriverJob, make_prompts
 from tests.chaos.harness import Chaos, Driver, assert_exactly_once, read_completions
 
-LATENCY_S = 0.15
+LATENCY_S = 0.06
 SCHEDULE_S = 120.0  # a schedule that takes longer hangs
 AT_ONCE = 2  # schedules; the processes of one start while another's wait
 MOST_KILLS = 4
@@ -132,7 +132,7 @@ def _draw_job(chaos: Chaos, rng: random.Random, teacher: str, seed: int) -> Driv
         address=chaos.address,
         app_name=teacher,
         run_dir=str(directory),
-        prompts=make_prompts(rng.randint(160, 400)),
+        prompts=make_prompts(rng.randint(400, 800)),
         samples=rng.randint(1, 3),
         shard_rows=rng.choice((6, 8, 12)),
         rows_per_call=rng.choice((2, 4)),

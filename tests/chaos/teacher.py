@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import AsyncGenerator
 
 from benchmarks.echo import EchoScript, EchoTeacher
 from services.generation import GenerateRequest, GenerateResult
@@ -20,10 +21,10 @@ class EngineTeacher(EchoTeacher):
         super().__init__(script)
         self._engine = subprocess.Popen([ENGINE], stdin=subprocess.PIPE)
 
-    async def generate(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
-        results = await super().generate(batch)
-        self.check_health()
-        return results
+    async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
+        async for results in super().generate(batch):
+            self.check_health()
+            yield results
 
     def check_health(self) -> None:
         """What Serve asks for now and then."""

@@ -40,6 +40,9 @@ Run = Callable[[], list[RowDone]]
 class Arm(Protocol):
     """A running engine with all that stands before it."""
 
-    def prepare(self, rows: list[WorkItem], number: int) -> Run:
-        """Bring the rows into the arm's own form; the time of that is not measured, that of the result's call is."""
+    def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
+        """Bring the rows into the arm's own form; the time of that is not measured, that of the result's call is.
+
+        Ours alone can ask for rows in an order of its own (``reorder``).
+        """
         ...

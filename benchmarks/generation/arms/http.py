@@ -47,7 +47,7 @@ class HttpArm:
         self._url = url
         self._window_rows = window_rows
 
-    def prepare(self, rows: list[WorkItem], number: int) -> Run:
+    def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
         temperature = sampling_temperature(rows)
         bodies = [
             {

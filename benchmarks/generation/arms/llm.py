@@ -31,7 +31,7 @@ class LlmArm:
         self._step = llm.llm_engine.step
         llm.llm_engine.step = self._observed_step  # `generate` itself does not say when each row was done
 
-    def prepare(self, rows: list[WorkItem], number: int) -> Run:
+    def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
         from vllm import SamplingParams
 
         temperature = sampling_temperature(rows)

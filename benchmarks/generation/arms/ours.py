@@ -6,7 +6,7 @@ The prompts are planned beforehand, as PLAN does; a run is what GENERATE does, u
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+import services.client
 from benchmarks.generation.arms import RUN_S, START_S, ArmSettings, RowDone, Run
 from benchmarks.generation.engine import RECORDS_VARIABLE, engine_environment
 from benchmarks.generation.workloads import WorkItem, sampling_temperature
@@ -32,15 +33,17 @@ from configs.schema import (
 from configs.table import COMPLETIONS_SCHEMA
 from services.client import ClientSpec, ShardClient, TableJob
 from services.dataset import pending_shards
+from services.engine_settings import engine_environment as engine_environment_of
 from services.generation import GenerateRequest, GenerateResult
 from services.plan import extend_plan
 from services.prompts import Prompt, make_prompt
+from services.requester import Requester
 from services.table import open_or_create
 
 APP_NAME = "teacher"
 REQUEST_S = 600.0
 COMMIT_S = 60.0
-OWN_ENGINE_KEYS = ("dtype", "max_num_seqs", "max_model_len")  # of the recipe; the others go into ``extra``
+OWN_ENGINE_KEYS = ("dtype", "max_num_seqs", "max_model_len", "enable_prefix_caching")  # of the recipe; the others go into ``extra``
 REPLIES = "replies.jsonl"
 
 
@@ -57,11 +60,9 @@ def open_ours(settings: ArmSettings) -> Iterator["OursArm"]:
         from services import deployment, pipeline  # after Ray's environment
 
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-        llm_config = deployment.build_llm_config(
-            teacher, settings.model, "bench", Device.CPU, EngineKind.IN_PROCESS, generation.rows_per_call
-        )
-        _require_same_environment(llm_config.runtime_env["env_vars"])
-        deployment.start_teacher(llm_config, EngineKind.IN_PROCESS, APP_NAME)
+        _require_same_environment(engine_environment_of(teacher.engine, EngineKind.IN_PROCESS, Device.CPU))
+        app = deployment.TeacherApp(APP_NAME, "bench", settings.model, teacher, Device.CPU, EngineKind.IN_PROCESS)
+        deployment.start_teacher(app)
         deployment.wait_until_ready(APP_NAME, START_S, lambda _: None)
         # The recipe has one max_tokens for all rows, and this benchmark one for each; nothing else is different.
         pipeline.ShardClient = LengthsClient  # type: ignore[attr-defined]
@@ -75,7 +76,7 @@ class OursArm:
         self._settings = settings
         self._generation = generation
 
-    def prepare(self, rows: list[WorkItem], number: int) -> Run:
+    def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
         run = self._settings.directory / f"run-{number}"
         prompts_uri, completions_uri = str(run / "prompts"), str(run / "completions")
         n = max(row.n for row in rows)
@@ -95,9 +96,10 @@ class OursArm:
             n=n, temperature=sampling_temperature(rows), max_tokens=1, truncation=TruncationPolicy.KEEP
         )
         job = TableJob(prompts_uri, completions_uri, sampling, AcceptanceConfig(min_completion_tokens=1), {})
-        return lambda: self._run(self._client_spec(job), tasks)
+        generation = self._generation.model_copy(update={"reorder": reorder})
+        return lambda: self._run(self._client_spec(job, generation), tasks)
 
-    def _client_spec(self, job: TableJob) -> ClientSpec:
+    def _client_spec(self, job: TableJob, generation: GenerationConfig) -> ClientSpec:
         return ClientSpec(
             app_name=APP_NAME,
             tables={"completions": job},
@@ -105,8 +107,8 @@ class OursArm:
             tokenizer_revision=None,
             chat_template_kwargs={},
             trust_remote_code=False,
-            generation=self._generation,
-            window_rows=self._generation.window_rows or 1,
+            generation=generation,
+            window_rows=generation.window_rows or 1,
             request_deadline_s=REQUEST_S,
             shard_deadline_s=RUN_S,
             commit_deadline_s=COMMIT_S,
@@ -122,24 +124,25 @@ class OursArm:
 
 
 class LengthsClient(ShardClient):
-    """The client that each row tells how many tokens to ask for; it also notes when each reply came."""
+    """The client that each row tells how many tokens to ask for; it also notes when each row came."""
 
     def __init__(self, spec: ClientSpec) -> None:
+        vars(services.client).update(Requester=LengthsRequester)
         super().__init__(spec)
-        self._requester: Any = _LengthsRequester(self._requester)
 
 
-class _LengthsRequester:
-    def __init__(self, requester: Any) -> None:
-        self._requester = requester
+class LengthsRequester(Requester):
+    """Puts the lengths into what is sent, and times into a file."""
 
-    async def complete(self, requests: list[GenerateRequest]) -> list[GenerateResult]:
-        told = [replace(each, max_tokens=_length_of(each.request_id)) for each in requests]
-        results: list[GenerateResult] = await self._requester.complete(told)
-        line = json.dumps({"at": time.time(), "rows": [_index_of(each.request_id) for each in requests]})
+    async def _ask(self, batch: list[GenerateRequest], keep: Callable[[GenerateResult], None]) -> None:
+        def note(result: GenerateResult) -> None:
+            times.append((_index_of(result.request_id), time.time()))
+            keep(result)
+
+        times: list[tuple[int, float]] = []
+        await super()._ask([replace(each, max_tokens=_length_of(each.request_id)) for each in batch], note)
         with open(_replies_file(), "a") as file:
-            file.write(line + "\n")
-        return results
+            file.write(json.dumps(times) + "\n")
 
 
 def _to_prompt(row: WorkItem) -> Prompt:
@@ -162,7 +165,7 @@ def _replies_file() -> Path:
 def _replies_since(started: float) -> dict[int, float]:
     """When each row's reply reached the client."""
     replies = (json.loads(line) for line in _replies_file().read_text().splitlines())
-    return {index: each["at"] for each in replies if each["at"] >= started for index in each["rows"]}
+    return {index: at for each in replies for index, at in each if at >= started}
 
 
 def _read_rows(uri: str, replied: dict[int, float]) -> list[RowDone]:

@@ -68,7 +68,7 @@ class EngineArm:
         self._failure: BaseException | None = None
         threading.Thread(target=self._execute, name="ray-data", daemon=True).start()
 
-    def prepare(self, rows: list[WorkItem], number: int) -> Run:
+    def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
         gate = self._gates / f"{self._number}.parquet"
         partial = gate.with_suffix(".partial")
         pq.write_table(_fill_up(_to_table(rows, self._number)), partial)
@@ -155,7 +155,7 @@ class ServeArm:
         self._directory = directory
         self._processor = processor
 
-    def prepare(self, rows: list[WorkItem], number: int) -> Run:
+    def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
         import ray
 
         table, output = _to_table(rows, number), self._directory / f"output-{number}"

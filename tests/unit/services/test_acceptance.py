@@ -34,7 +34,8 @@ def rows(
     acceptance: AcceptanceConfig = EXACT,
     truncation: TruncationPolicy = TruncationPolicy.REJECT,
 ) -> list[Row]:
-    return list(judge(planned(answer), GenerateResult("p-0", samples), decode, acceptance, truncation))
+    texts = [decode(each.token_ids) for each in samples]
+    return list(judge(planned(answer), GenerateResult("p-0", samples), texts, acceptance, truncation))
 
 
 @pytest.mark.parametrize(

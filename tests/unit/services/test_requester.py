@@ -1,7 +1,7 @@
 """Calls against a teacher that answers by a script, on a real event loop whose clock jumps."""
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +82,13 @@ class ScriptedTeacher:
 
 @dataclass
 class Reply:
-    """As a deployment response: awaited once, and cancelled when nobody waits any more."""
+    """As a streaming deployment response: read once, and cancelled when nobody listens any more."""
 
     task: "asyncio.Task[list[GenerateResult]]"
     call: Call
 
-    def __await__(self) -> Generator[Any, None, list[GenerateResult]]:
-        return self.task.__await__()
+    async def __aiter__(self) -> AsyncIterator[list[GenerateResult]]:
+        yield await self.task
 
     def cancel(self) -> None:
         self.call.cancelled = True
@@ -112,12 +112,12 @@ def request(prompt: str) -> GenerateRequest:
 
 
 def complete(
-    teacher: ScriptedTeacher, *calls: str, window_calls: int = 4, max_attempts: int = 3
+    teacher: ScriptedTeacher, *calls: str, window_rows: int = 40, max_attempts: int = 3
 ) -> list[list[GenerateResult]]:
     """Complete all calls at once; a call is a string of one-letter prompts."""
 
     async def main() -> list[list[GenerateResult]]:
-        requester = Requester(teacher, window_calls=window_calls, deadline_s=DEADLINE_S, max_attempts=max_attempts)
+        requester = Requester(teacher, window_rows=window_rows, deadline_s=DEADLINE_S, max_attempts=max_attempts)
         return list(await asyncio.gather(*(requester.complete([request(each) for each in call]) for call in calls)))
 
     return run(main())
@@ -138,22 +138,20 @@ def test_complete_gives_every_request_its_own_result_in_order() -> None:
     assert [call.prompts for call in teacher.calls] == [["a", "b", "c"], ["d", "e"]]
 
 
-def test_complete_keeps_at_most_a_window_of_calls_in_flight() -> None:
+def test_complete_keeps_at_most_a_window_of_rows_in_flight() -> None:
     teacher = ScriptedTeacher(lambda prompts, _: float(ord(prompts[0]) % 3 + 1))
-    results = complete(teacher, *"abcdefghij", window_calls=3)
+    results = complete(teacher, *"abcdefghij", window_rows=3)
     assert "".join(map(answered, results)) == "abcdefghij"
     assert teacher.most_in_flight == 3
 
 
 def test_complete_refusal_of_one_prompt_is_its_result_and_no_retry() -> None:
-    refused = GenerateResult("a-0", error="too long")
-
     class Refusing(ScriptedTeacher):
-        async def _answer(self, *_: Any) -> list[GenerateResult]:
-            return [refused]
+        async def _answer(self, batch: list[GenerateRequest], *_: Any) -> list[GenerateResult]:
+            return [GenerateResult(each.request_id, error="too long") for each in batch]
 
     teacher = Refusing(lambda *_: 0.0)
-    assert complete(teacher, "a") == [[refused]]
+    assert complete(teacher, "a") == [[GenerateResult("a", error="too long")]]
     assert len(teacher.calls) == 1
 
 
@@ -259,7 +257,7 @@ def test_complete_call_that_died_twice_is_tried_with_nothing_else_in_flight() ->
         return "".join([answered(await requester.complete([request(each)])) for each in letters])
 
     async def main() -> list[Any]:
-        requester = Requester(teacher, window_calls=3, deadline_s=DEADLINE_S, max_attempts=3)
+        requester = Requester(teacher, window_rows=3, deadline_s=DEADLINE_S, max_attempts=3)
         workers = [work(requester, letters) for letters in ("abcdefgh", "ABCDEFGH", "01234567")]
         return await asyncio.gather(requester.complete([request("p"), request("q")]), *workers)
 
@@ -290,7 +288,7 @@ def test_complete_bystanders_of_a_poison_are_cleared() -> None:
 
         incarnation: object = None
 
-    results = complete(OneReplica(lambda *_: 0.0), "ap", "bc", "de", "fg", window_calls=4)
+    results = complete(OneReplica(lambda *_: 0.0), "ap", "bc", "de", "fg", window_rows=8)
     assert [answered(each) for each in results] == ["a.", "bc", "de", "fg"]
 
 
@@ -298,7 +296,7 @@ def test_complete_window_is_whole_again_after_an_isolation() -> None:
     teacher = ScriptedTeacher(poison("p"))
 
     async def main() -> list[list[GenerateResult]]:
-        requester = Requester(teacher, window_calls=3, deadline_s=DEADLINE_S, max_attempts=3)
+        requester = Requester(teacher, window_rows=3, deadline_s=DEADLINE_S, max_attempts=3)
         first = await requester.complete([request("p")])
         return [first, *await asyncio.gather(*(requester.complete([request(each)]) for each in "abcdef"))]
 
@@ -334,7 +332,7 @@ def test_complete_that_is_cancelled_cancels_its_call_and_frees_the_window() -> N
     teacher = ScriptedTeacher(lambda prompts, _: NEVER_S if prompts == ["a"] else 1.0)
 
     async def main() -> list[GenerateResult]:
-        requester = Requester(teacher, window_calls=1, deadline_s=DEADLINE_S, max_attempts=3)
+        requester = Requester(teacher, window_rows=1, deadline_s=DEADLINE_S, max_attempts=3)
         task = asyncio.ensure_future(requester.complete([request("a")]))
         await asyncio.sleep(5)
         task.cancel()
@@ -376,3 +374,62 @@ def test_classify_replica_that_ran_out_of_memory_is_lost() -> None:
     from ray.exceptions import OutOfMemoryError
 
     assert classify(OutOfMemoryError("worker killed")) is Fault.LOST
+
+
+@dataclass
+class Trickle(ScriptedTeacher):
+    """Gives the results of a call one by one, a second apart; of the first call ``dies_after`` of them at most."""
+
+    dies_after: int = 10**6
+
+    async def _answer(self, batch: list[GenerateRequest], prompts: list[str], number: int) -> list[GenerateResult]:
+        raise AssertionError("read by rows")
+
+    def remote(self, batch: list[GenerateRequest]) -> Any:
+        prompts = [each.request_id.rsplit("-", 1)[0] for each in batch]
+        call = Call(prompts, [each.request_id for each in batch], asyncio.get_running_loop().time(), self.in_flight)
+        self.calls.append(call)
+        return TrickleReply(self, batch, call, self.dies_after if len(self.calls) == 1 else 10**6)
+
+
+@dataclass
+class TrickleReply:
+    teacher: Trickle
+    batch: list[GenerateRequest]
+    call: Call
+    dies_after: int
+
+    async def __aiter__(self) -> AsyncIterator[list[GenerateResult]]:
+        for number, each in enumerate(self.batch):
+            if number == self.dies_after:
+                raise ActorDiedError("gone")
+            self.teacher.in_flight += 1
+            await asyncio.sleep(1.0)
+            self.teacher.in_flight -= 1
+            yield [GenerateResult(each.request_id, (answer(self.call.prompts[number]),))]
+
+    def cancel(self) -> None:
+        self.call.cancelled = True
+
+
+def test_complete_keeps_what_came_back_before_a_replica_died() -> None:
+    teacher = Trickle(lambda *_: 0.0, dies_after=3)
+    [results] = complete(teacher, "abcde")
+    assert answered(results) == "abcde"
+    assert [call.prompts for call in teacher.calls] == [["a", "b", "c", "d", "e"], ["d", "e"]]
+
+
+def test_complete_rows_that_came_back_make_room_for_the_next_call() -> None:
+    """The first call's last row is slow, and the second begins all the same when two rows of the first are done."""
+    teacher = Trickle(lambda *_: 0.0)
+    complete(teacher, "abcd", "ef", window_rows=4)
+    assert [call.started for call in teacher.calls] == [0.0, pytest.approx(2.0)]
+
+
+def test_complete_call_that_ends_without_some_of_its_rows_is_a_fault_of_the_run() -> None:
+    class Forgetful(ScriptedTeacher):
+        async def _answer(self, batch: list[GenerateRequest], *_: Any) -> list[GenerateResult]:
+            return [GenerateResult(each.request_id, (answer("x"),)) for each in batch[1:]]
+
+    with pytest.raises(RuntimeError, match="without an answer to 1 of its 3 prompts"):
+        complete(Forgetful(lambda *_: 0.0), "abc")

@@ -41,49 +41,64 @@ def load(source: str, **template_kwargs: object) -> PromptRenderer:
     return PromptRenderer.load(source, None, template_kwargs, False)
 
 
+def render(renderer: PromptRenderer, prompt: str | list[dict[str, str]]) -> list[int]:
+    """Tokens of one prompt."""
+    [token_ids] = renderer.render([prompt])
+    if isinstance(token_ids, ValueError):
+        raise token_ids
+    return token_ids
+
+
 def ids(text: str) -> list[int]:
     return [3 + CHARACTERS.index(each) for each in text]
 
 
 def test_render_chat_ends_where_the_answer_begins(model: str) -> None:
     chat = [{"role": "system", "content": "be"}, {"role": "user", "content": "hello"}]
-    assert load(model).render(chat) == [1, *ids("system:be/user:hello/assistant:")]
+    assert render(load(model), chat) == [1, *ids("system:be/user:hello/assistant:")]
 
 
 def test_render_string_is_one_message_of_the_user(model: str) -> None:
     renderer = load(model)
     assert renderer.has_chat_template
-    assert renderer.render("hello") == renderer.render([{"role": "user", "content": "hello"}])
+    assert render(renderer, "hello") == render(renderer, [{"role": "user", "content": "hello"}])
 
 
 def test_render_hands_the_recipes_arguments_to_the_template(model: str) -> None:
-    assert load(model, enable_thinking=False).render("x") == [*load(model).render("x"), *ids("hm")]
+    assert render(load(model, enable_thinking=False), "x") == [*render(load(model), "x"), *ids("hm")]
 
 
 def test_render_string_without_a_template_stays_raw(base_model: str) -> None:
     renderer = load(base_model)
     assert not renderer.has_chat_template
-    assert renderer.render("hello") == ids("hello")
+    assert render(renderer, "hello") == ids("hello")
 
 
 def test_render_chat_without_a_template_is_refused(base_model: str) -> None:
     with pytest.raises(ValueError, match="no chat template"):
-        load(base_model).render([{"role": "user", "content": "hello"}])
+        render(load(base_model), [{"role": "user", "content": "hello"}])
 
 
 def test_render_chat_that_the_template_refuses_carries_its_words(model: str) -> None:
     with pytest.raises(ValueError, match="no tools here"):
-        load(model).render([{"role": "tool", "content": "x"}])
+        render(load(model), [{"role": "tool", "content": "x"}])
 
 
 def test_render_chat_of_an_undefined_field_is_refused(tmp_path: Path) -> None:
     build_character_tokenizer(CHARACTERS, "{{ messages[0].name.first }}").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="name"):
-        load(str(tmp_path)).render("x")
+        render(load(str(tmp_path)), "x")
+
+
+def test_render_of_many_keeps_their_order_and_the_refused_ones_apart(model: str) -> None:
+    renderer = load(model)
+    first, refused, last = renderer.render(["a", [{"role": "tool", "content": "x"}], "b"])
+    assert [first, last] == [render(renderer, "a"), render(renderer, "b")]
+    assert isinstance(refused, ValueError)
 
 
 def test_decode_leaves_special_tokens_out(model: str) -> None:
-    assert load(model).decode([1, *ids("hello"), 2, 0]) == "hello"
+    assert load(model).decode([[1, *ids("hello"), 2, 0], []]) == ["hello", ""]
 
 
 @pytest.mark.parametrize("content", [None, {"model_type": "llama"}])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from services.generation import GenerateResult, Sample
-from services.vllm_adapter import to_result
+from services.vllm_adapter import describe, to_result
 
 pytestmark = pytest.mark.unit
 
@@ -37,3 +37,20 @@ def test_to_result_sample_that_the_engine_ended_is_an_error_and_no_row(finish_re
     output = SimpleNamespace(outputs=[completion(0, "stop"), completion(1, finish_reason)])
     with pytest.raises(RuntimeError, match=f"request a was ended by the engine: {finish_reason}"):
         to_result("a", output)
+
+
+def test_describe_reads_back_what_the_engine_resolved() -> None:
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(
+            model="m", dtype="torch.bfloat16", max_model_len=64, quantization="fp8", get_vocab_size=lambda: 100
+        ),
+        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=256, enable_chunked_prefill=False),
+        parallel_config=SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1),
+        cache_config=SimpleNamespace(enable_prefix_caching=False),
+        speculative_config=SimpleNamespace(method="ngram", model=None, num_speculative_tokens=4, other=1),
+    )
+    found = describe(config, "async")
+    assert (found.dtype, found.quantization, found.enable_prefix_caching) == ("bfloat16", "fp8", False)
+    assert found.speculative_config == {"method": "ngram", "model": None, "num_speculative_tokens": 4}
+    config.speculative_config = config.model_config.quantization = None
+    assert (describe(config, "async").speculative_config, describe(config, "async").quantization) == (None, None)

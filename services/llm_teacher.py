@@ -1,0 +1,77 @@
+"""The teacher replica on `ray.serve.llm`: vLLM's `AsyncLLM` behind one micro-batched method.
+
+Placement, tensor parallelism, health checks, metrics and the OpenAI-compatible endpoint are the library's. Its import
+loads vLLM, so `services.deployment` does it only where this replica is wanted.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
+
+from services.generation import GenerateRequest, GenerateResult
+from services.meter import Meter
+from services.replies import yield_in_groups
+from services.vllm_adapter import describe, sampling_params, to_result
+
+
+class AsyncTeacher(LLMServer):
+    """One replica. Errors are raised, never returned as rows; only the refusal of one prompt is a result."""
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        started = time.monotonic()
+        await super().__init__(*args, **kwargs)
+        self._meter = Meter(time.monotonic() - started)
+
+    async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
+        """Complete a micro-batch; yields the results as rows are done.
+
+        Raises:
+            vllm's EngineDeadError: the replica is lost; the caller tries elsewhere.
+        """
+        with self._meter.call():
+            async for results in yield_in_groups(self._complete(request) for request in batch):
+                self._meter.count(results)
+                yield results
+
+    async def describe(self) -> dict[str, Any]:
+        """The engine configuration as vLLM resolved it: the fields of `EngineDescription`."""
+        return asdict(describe(self.engine._engine_client.vllm_config, "async"))
+
+    async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
+        """What the run still wants of all replicas together."""
+        self._meter.tell(rows, seconds_left)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve hands it to `services.scaling`."""
+        return self._meter.report()
+
+    async def _complete(self, request: GenerateRequest) -> GenerateResult:
+        from vllm.exceptions import VLLMClientError  # the replica has imported vLLM already
+
+        stream = self.engine._engine_client.generate(
+            {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request), request.request_id
+        )
+        try:
+            async for output in stream:
+                if output.finished:
+                    return to_result(request.request_id, output)
+        except (ValueError, VLLMClientError) as error:  # vLLM's refusal of this one prompt
+            return GenerateResult(request.request_id, error=str(error))
+        raise RuntimeError(f"request {request.request_id} ended without a final output")
+
+
+def build_async_app(llm_config: LLMConfig) -> serve.Application:
+    """The application that clients of a run call through its handle."""
+    return build_llm_deployment(llm_config, name_prefix="teacher:", deployment_cls=AsyncTeacher)
+
+
+def build_http_app(llm_config: LLMConfig) -> serve.Application:
+    """The application behind vLLM's OpenAI-compatible endpoint."""
+    # The ingress only passes requests on; on two cores a CPU of its own would never be free.
+    ingress = {"ray_actor_options": {"num_cpus": 0}, "num_replicas": 1, "autoscaling_config": None}
+    return build_openai_app({"llm_configs": [llm_config], "ingress_deployment_config": ingress})
