@@ -81,12 +81,16 @@ def make_tokenizer(directory: Path) -> None:
 
 
 def run_rows(
-    directory: Path, num_rows: int, generation: GenerationConfig, on_shard: Callable[[], None] = lambda: None
+    directory: Path,
+    num_rows: int,
+    generation: GenerationConfig,
+    on_shard: Callable[[], None] = lambda: None,
+    name: str | None = None,
 ) -> Timing:
-    """Plan, make and seal a run of ``num_rows`` prompts in a directory of its own below ``directory``."""
+    """Plan, make and seal a run of ``num_rows`` prompts below ``directory``; a run of the same ``name`` goes on."""
     from services.pipeline import stream_shards  # imports Ray
 
-    run = directory / f"run-{num_rows}-{time.monotonic_ns()}"
+    run = directory / (name or f"run-{num_rows}-{time.monotonic_ns()}")
     prompts_uri, completions_uri = str(run / "prompts"), str(run / "completions")
     started = time.monotonic()
     extend_plan(

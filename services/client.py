@@ -5,6 +5,7 @@ window of calls, so a shard's last rows never leave the teacher idle. One shard 
 """
 
 import asyncio
+import gc
 import hashlib
 import json
 import threading
@@ -91,6 +92,7 @@ class ShardClient:
             deadline_s=spec.request_deadline_s,
             max_attempts=generation.max_attempts,
         )
+        gc.freeze()  # a million objects of the libraries, which each full collection would look at again
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Make and store each shard of the block."""

@@ -88,19 +88,26 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
     completed = {file.shard: file for file in committed}
     plan = list(shard_files(DeltaTable(prompts_uri)))
     if len(completed) < len(committed):
-        raise UserError(f"{completions_uri}: a shard is there twice; do not train on it, and please report this")
+        file = next(each for each in committed if completed[each.shard] is not each)
+        _, ids = _digest_and_ids(f"{completions_uri}/{file.path}")
+        raise UserError(
+            f"{completions_uri}: shard {file.shard} is there twice, with rows {ids[:NAMED_IDS]}; do not train on it, "
+            "and please report this"
+        )
     if unplanned := sorted(completed.keys() - {each.shard for each in plan}):
         raise UserError(f"{completions_uri}: shards {unplanned[:NAMED_IDS]} are of another plan; do not train on it")
     files = []
     for planned in plan:
         file = completed.get(planned.shard)
+        wanted = read_shard(prompts_uri, planned.path).column("prompt_id").to_pylist()
         if file is None:
+            missing = [(prompt_id, index) for prompt_id in wanted[:NAMED_IDS] for index in range(samples_per_prompt)]
             raise UserError(
-                f"{completions_uri}: shard {planned.shard} ({planned.num_rows * samples_per_prompt} rows) has not been "
-                "made yet; run `stillhouse generate` again"
+                f"{completions_uri}: shard {planned.shard} ({planned.num_rows * samples_per_prompt} rows, "
+                f"{missing[:NAMED_IDS]} and so on) has not been made yet; run `stillhouse generate` again"
             )
         digest, ids = _digest_and_ids(f"{completions_uri}/{file.path}")
-        _check_ids(ids, read_shard(prompts_uri, planned.path).column("prompt_id").to_pylist(), samples_per_prompt, file)
+        _check_ids(ids, wanted, samples_per_prompt, file)
         files.append(SealedFile(file.path, file.num_rows, digest))
     planned_rows = sum(each.num_rows for each in plan) * samples_per_prompt
     return Seal(table.version(), _count(list(completed.values()), planned_rows), tuple(files))

@@ -5,6 +5,7 @@ start (one import). The engine is built on the thread that steps it, so that its
 """
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
@@ -112,6 +113,7 @@ class InProcessEngine:
         engine.add_request("warm-up", {"prompt_token_ids": warm_up.prompt_token_ids}, sampling_params(warm_up))
         while engine.has_unfinished_requests():
             engine.step()
+        gc.freeze()  # as vLLM does in an engine process of its own: its modules are garbage to nobody
         return engine
 
     def _take_inbox(self, engine: Any) -> None:

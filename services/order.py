@@ -7,6 +7,7 @@ that came back, by the length of their prompts.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from services.generation import GenerateRequest, GenerateResult
 
@@ -42,7 +43,7 @@ def in_order(requests: Sequence[GenerateRequest], lengths: LengthEstimate) -> li
     """
     places = sorted(range(len(requests)), key=lambda place: requests[place].prompt_token_ids)
     prompts = [requests[place].prompt_token_ids for place in places]
-    shared = [_count_shared(first, second) for first, second in zip(prompts, prompts[1:], strict=False)]
+    shared = [_count_shared(first, second) for first, second in pairwise(prompts)]
     least = min(shared, default=0) + SHARED_TOKENS
     groups: list[list[int]] = []
     for number, place in enumerate(places):
