@@ -216,8 +216,9 @@ class TrainingConfig(Section):
     """Write checkpoints while the next steps are taken, from a copy of the state in the host's memory."""
     log_every: PositiveInt = 10
     """Optimiser steps between two lines of metrics."""
-    activation_checkpointing: bool = False
-    """Recompute activations of each layer in the backward pass, to save memory."""
+    activation_checkpointing: Annotated[str, Field(pattern="^(none|full|selective-every-[1-9][0-9]*)$")] = "none"
+    """Layers whose activations are computed again in the backward pass, to save memory: ``none``, ``full`` for all of
+    them, or ``selective-every-N`` for one in N."""
     compile: bool = False
     """Compile the model with ``torch.compile``; worth it on GPUs."""
     attention: Attention = Attention.AUTO
@@ -439,6 +440,20 @@ class GenerationConfig(Section):
     """Replies of one call that may be late (``deadlines.request``) before its rows fail."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021) that are trained in place of the student's own weights."""
+
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32.0
+    """Scale of what the adapters add, divided by ``r``."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Part of the adapters' inputs that is left out while training."""
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of the matrices that are adapted, such as q_proj; empty means every linear layer but
+    the output matrix."""
+
+
 class StudentConfig(Section):
     """The model that learns."""
 
@@ -448,6 +463,9 @@ class StudentConfig(Section):
     """Commit, tag or branch of the repository."""
     init: TinyModelConfig | None = None
     """Start from random weights of this architecture, with the teacher's tokenizer."""
+    lora: LoraConfig | None = None
+    """Train adapters and leave the student's weights as they are; they are merged into the exported student. Unset
+    trains all weights."""
     transfer: TransferMode = TransferMode.AUTO
     """``token_ids`` trains on the teacher's own tokens and needs equal tokenizers, ``text`` tokenises anew,
     ``auto`` takes token ids when the tokenizers are equal."""

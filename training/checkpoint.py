@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -83,7 +83,15 @@ class CheckpointStore:
             state = _state_of(model, optimizer)
             with _without_single_process_warning():
                 load(state, storage_reader=FsspecReader(uri), no_dist=not dist.is_initialized())
-            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+            # Frozen weights are those that the student was built with.
+            options = StateDictOptions(strict=all(parameter.requires_grad for parameter in model.parameters()))
+            set_state_dict(
+                model,
+                optimizer,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"],
+                options=options,
+            )
             return Progress(**manifest["progress"])
         return None
 
@@ -118,5 +126,7 @@ def _without_single_process_warning() -> Iterator[None]:
 
 
 def _state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(
+        model, optimizer, options=StateDictOptions(ignore_frozen_params=True)
+    )
     return {"model": model_state, "optimizer": optimizer_state}

@@ -75,6 +75,7 @@ class TrainJob:
     model: str | None = None
     revision: str | None = None
     init: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     device: JobDevice = JobDevice.CPU
     trust_remote_code: bool = False
@@ -107,12 +108,13 @@ class TrainJob:
             "model": self.model,
             "revision": self.revision,
             "init": self.init,
+            "lora": self.lora,
             "template_kwargs": self.template_kwargs,
         }
         training = self.training.model_dump(mode="json")
-        optimizer = training.pop("optimizer")
+        sections = {name: training.pop(name) for name in ("optimizer", "objective")}
         result |= {f"training.{key}": value for key, value in training.items() if key not in OPERATIONAL_KEYS}
-        return result | {f"training.optimizer.{key}": value for key, value in optimizer.items()}
+        return result | {f"training.{name}.{key}": v for name, part in sections.items() for key, v in part.items()}
 
     def fingerprint(self) -> str:
         """Return the hex digest of `identity`."""
@@ -130,7 +132,7 @@ class StepMetrics:
     epoch: int
     """Pass over the rows this step belongs to, from 0."""
     loss: float
-    """Mean cross-entropy of this step's loss tokens (nats)."""
+    """Mean loss of this step's loss tokens: cross-entropy, or the blend of ``training.objective`` (nats)."""
     learning_rate: float
     """Rate this step was taken with."""
     grad_norm: float

@@ -41,9 +41,18 @@ def build_model(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         model.set_attn_implementation(Attention.EAGER)  # sdpa, transformers' own choice, would leave the cap out
     _probe_packing(model)
     _set_attention(model, job, has_softcap)
-    if job.training.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    _set_recomputation(model, job.training.activation_checkpointing)
     return model
+
+
+def _set_recomputation(model: PreTrainedModel, policy: str) -> None:
+    if policy == "none":
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    every = int(policy.rpartition("-")[2]) if policy.startswith("selective") else 1
+    for place, layer in enumerate(find_decoder_layers(model)):
+        if place % every:
+            setattr(layer, "gradient_checkpointing", False)  # noqa: B010 # torch types a module's attributes as tensors
 
 
 def find_decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:

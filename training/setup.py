@@ -9,6 +9,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.corpus import Corpus, load_corpus
 from training.job import TrainJob, Transfer
+from training.lora import add_adapters
 from training.loss import StudentWithLoss
 from training.model import build_model, find_decoder_layers, load_tokenizer
 from training.parallel import World, shard_model
@@ -54,6 +55,7 @@ def prepare(job: TrainJob, world: World) -> Setup:
     first_epoch = plan_epoch(corpus, job.training, 0)
     with world.agreement():
         model = build_model(job, tokenizer)
+        add_adapters(model, job)
     student = StudentWithLoss(model, job.training.objective)
     shard_model(student, find_decoder_layers(model), job.training, world)
     student.train()

@@ -78,6 +78,7 @@ def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any)
         model=config.student.model,
         revision=config.student.revision,
         init=config.student.init.model_dump() if config.student.init else None,
+        lora=config.student.lora.model_dump(mode="json") if config.student.lora else None,
         tokenizer=student_tokenizer(config, teacher),
         output_dir="",
         training=training,

@@ -203,7 +203,7 @@ def test_train_bfloat16_learns_and_exports_bfloat16(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(result.hf_dir).dtype is torch.bfloat16
 
 
-@pytest.mark.parametrize("setting", [{"micro_batch_sequences": 1}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("setting", [{"micro_batch_sequences": 1}, {"activation_checkpointing": "full"}])
 def test_train_setting_that_only_saves_memory_keeps_the_losses(tmp_path: Path, setting: dict[str, Any]) -> None:
     reference, other = make_job(tmp_path / "a"), make_job(tmp_path / "b", **setting)
     run(reference)

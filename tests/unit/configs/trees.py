@@ -45,7 +45,7 @@ OPERATIONAL: dict[str, Any] = {
     "teacher.engine.threads": 2,
     "teacher.max_replicas": 4,
     "teacher.min_replicas": 2,
-    "training.activation_checkpointing": True,
+    "training.activation_checkpointing": "full",
     "training.async_checkpoint": False,
     "training.attention": "sdpa",
     "training.check_rows": 0,

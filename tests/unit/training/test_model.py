@@ -39,6 +39,19 @@ def test_find_decoder_layers_returns_each_block(tmp_path: Path) -> None:
     assert len(find_decoder_layers(build(make_job(tmp_path)))) == 2
 
 
+@pytest.mark.parametrize(
+    ("policy", "recomputed"),
+    [("none", []), ("full", [0, 1, 2, 3]), ("selective-every-2", [0, 2]), ("selective-every-3", [0, 3])],
+)
+def test_build_model_recomputes_the_layers_of_the_policy(tmp_path: Path, policy: str, recomputed: list[int]) -> None:
+    model = build(make_job(tmp_path, init=init_of(num_hidden_layers=4), activation_checkpointing=policy)).train()
+    calls: list[int] = []
+    for place, layer in enumerate(find_decoder_layers(model)):
+        layer.mlp.register_forward_pre_hook(lambda *_, place=place: calls.append(place))
+    model(input_ids=torch.tensor([[3, 4]])).logits.sum().backward()
+    assert calls == [0, 1, 2, 3, *reversed(recomputed)]
+
+
 def test_build_model_missing_directory_is_named(tmp_path: Path) -> None:
     job = make_job(tmp_path, init=None, model=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere' does not exist"):
