@@ -69,6 +69,7 @@ class ClientSpec:
     shard_deadline_s: float
     commit_deadline_s: float
     replica_start_s: float = 0.0  # the first shards wait for a replica as well
+    max_replicas: int = 1
 
 
 class ShardClient:
@@ -91,6 +92,7 @@ class ShardClient:
             window_rows=spec.window_rows,
             deadline_s=spec.request_deadline_s,
             max_attempts=generation.max_attempts,
+            hedge=spec.max_replicas > 1,
         )
         gc.freeze()  # a million objects of the libraries, which each full collection would look at again
 

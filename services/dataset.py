@@ -88,10 +88,10 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
     completed = {file.shard: file for file in committed}
     plan = list(shard_files(DeltaTable(prompts_uri)))
     if len(completed) < len(committed):
-        file = next(each for each in committed if completed[each.shard] is not each)
-        _, ids = _digest_and_ids(f"{completions_uri}/{file.path}")
+        double = next(each for each in committed if completed[each.shard] is not each)
+        _, ids = _digest_and_ids(f"{completions_uri}/{double.path}")
         raise UserError(
-            f"{completions_uri}: shard {file.shard} is there twice, with rows {ids[:NAMED_IDS]}; do not train on it, "
+            f"{completions_uri}: shard {double.shard} is there twice, with rows {ids[:NAMED_IDS]}; do not train on it, "
             "and please report this"
         )
     if unplanned := sorted(completed.keys() - {each.shard for each in plan}):

@@ -17,9 +17,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from itertools import count
+from statistics import median
 from typing import Any, Protocol
 
 from services.generation import GenerateRequest, GenerateResult
+from services.window import Window
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
@@ -27,7 +29,12 @@ MOST_DOUBLINGS = 10  # already longer than the longest pause; a float ends at 10
 LOSSES_IN_COMPANY = 2  # after this many lost replicas a call is tried alone: one may be bad luck
 LOSSES_ALONE = 2  # a single prompt that ends two replicas by itself is poison
 
+HEDGE_AFTER = 3.0  # times as long as half of the latest calls took
+HEDGE_KNOWN_CALLS = 8  # before, what is long is not known
+HEDGE_LOOK_S = 0.5
+
 Results = dict[str, GenerateResult]  # by the request's id
+Keep = Callable[[GenerateResult, GenerateRequest], None]
 
 
 class Fault(StrEnum):
@@ -67,53 +74,22 @@ class Teacher(Protocol):
     def remote(self, batch: list[GenerateRequest]) -> Any: ...
 
 
-class Window:
-    """At most ``rows`` rows in flight, whichever calls they belong to; first come, first served."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self._free = rows
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def enter(self, rows: int) -> int:
-        """Wait until ``rows`` fit; more than the whole window are let in when it is empty. Returns what was taken."""
-        rows = min(rows, self.rows)
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append((rows, place))
-        self._admit()
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave(rows)
-            raise
-        return rows
-
-    def leave(self, rows: int) -> None:
-        """Make room."""
-        self._free += rows
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting:
-            rows, place = self._waiting[0]
-            if not place.cancelled():
-                if rows > self._free:
-                    return
-                self._free -= rows
-                place.set_result(None)
-            self._waiting.popleft()
-
-
 class Requester:
-    """Keeps at most ``window_rows`` samples in flight, whichever shard they belong to. Lives on one event loop."""
+    """Keeps at most ``window_rows`` samples in flight, whichever shard they belong to. Lives on one event loop.
 
-    def __init__(self, teacher: Teacher, *, window_rows: int, deadline_s: float, max_attempts: int) -> None:
+    ``hedge`` asks twice for what a slow replica holds up at the end: only of use where there is another one.
+    """
+
+    def __init__(
+        self, teacher: Teacher, *, window_rows: int, deadline_s: float, max_attempts: int, hedge: bool = False
+    ) -> None:
         self._teacher = teacher
         self._window = Window(window_rows)
         self._alone = asyncio.Lock()
         self._deadline_s = deadline_s
         self._max_attempts = max_attempts
+        self._hedge = hedge
+        self._durations: deque[float] = deque(maxlen=64)  # of the latest calls (seconds)
         self._calls = count()
         self._rng = random.Random()
 
@@ -168,21 +144,19 @@ class Requester:
             return None
         async with self._alone if alone else nullcontext():
             taken = await self._window.enter(self._window.rows if alone else sum(each.n for each in requests))
-            # The engine must not meet an id twice: an attempt that was given up may still be running there.
-            number = next(self._calls)
-            sent = {f"{each.request_id}-{number}": each for each in requests}
 
-            def keep(result: GenerateResult) -> None:
+            def keep(result: GenerateResult, request: GenerateRequest) -> None:
                 nonlocal taken
-                request = sent[result.request_id]
-                done[request.request_id] = replace(result, request_id=request.request_id)
+                if request.request_id in done:  # of a call that was asked twice
+                    return
+                done[request.request_id] = result
                 if not alone:
                     freed = min(request.n, taken)
                     taken -= freed
                     self._window.leave(freed)
 
             try:
-                await self._ask([replace(each, request_id=sent_id) for sent_id, each in sent.items()], keep)
+                await (self._ask(requests, keep) if alone else self._ask_hedged(requests, done, keep))
             except Exception as error:
                 fault = classify(error)
                 if fault is None:
@@ -191,25 +165,60 @@ class Requester:
             finally:
                 self._window.leave(taken)
         if left := _left(requests, done):
-            raise RuntimeError(f"the teacher ended a call without an answer to {len(left)} of its {len(sent)} prompts")
+            raise RuntimeError(
+                f"the teacher ended a call without an answer to {len(left)} of its {len(requests)} prompts"
+            )
         return None
+
+    async def _ask_hedged(self, requests: list[GenerateRequest], done: Results, keep: Keep) -> None:
+        """Ask; where a call takes much longer than others did and nothing else waits, ask for the rest elsewhere too.
+
+        What a slow replica holds at the end of a run would be waited for by all others. Whoever answers first is right:
+        a row is the same whoever makes it.
+        """
+        clock = asyncio.get_running_loop().time
+        started, calls, asked = clock(), {asyncio.create_task(self._ask(requests, keep))}, 1
+        try:
+            while True:
+                ended, calls = await asyncio.wait(calls, timeout=HEDGE_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                if any(call.exception() is None for call in ended):
+                    self._durations.append(clock() - started)
+                    return
+                if ended and not calls:
+                    await ended.pop()  # raises
+                if asked == 1 and self._is_slow(clock() - started):
+                    asked = 2
+                    calls.add(asyncio.create_task(self._ask(_left(requests, done), keep)))
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    def _is_slow(self, seconds: float) -> bool:
+        if not self._hedge or len(self._durations) < HEDGE_KNOWN_CALLS or self._window.free * 2 < self._window.rows:
+            return False
+        return seconds > HEDGE_AFTER * median(self._durations)
 
     async def _is_answering(self) -> bool:
         try:
-            await self._ask([], lambda _: None)
+            await self._ask([], lambda *_: None)
         except Exception as error:
             if classify(error) is None:
                 raise
             return False
         return True
 
-    async def _ask(self, batch: list[GenerateRequest], keep: Callable[[GenerateResult], None]) -> None:
-        response = self._teacher.remote(batch)
+    async def _ask(self, requests: list[GenerateRequest], keep: Keep) -> None:
+        # The engine must not meet an id twice: an attempt that was given up may still be running there.
+        number = next(self._calls)
+        sent = {f"{each.request_id}-{number}": each for each in requests}
+        response = self._teacher.remote([replace(each, request_id=sent_id) for sent_id, each in sent.items()])
         try:
             async with asyncio.timeout(self._deadline_s):
                 async for results in response:
                     for result in results:
-                        keep(result)
+                        request = sent[result.request_id]
+                        keep(replace(result, request_id=request.request_id), request)
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()
             raise

@@ -6,7 +6,7 @@ The prompts are planned beforehand, as PLAN does; a run is what GENERATE does, u
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,13 +37,18 @@ from services.engine_settings import engine_environment as engine_environment_of
 from services.generation import GenerateRequest, GenerateResult
 from services.plan import extend_plan
 from services.prompts import Prompt, make_prompt
-from services.requester import Requester
+from services.requester import Keep, Requester
 from services.table import open_or_create
 
 APP_NAME = "teacher"
 REQUEST_S = 600.0
 COMMIT_S = 60.0
-OWN_ENGINE_KEYS = ("dtype", "max_num_seqs", "max_model_len", "enable_prefix_caching")  # of the recipe; the others go into ``extra``
+OWN_ENGINE_KEYS = (
+    "dtype",
+    "max_num_seqs",
+    "max_model_len",
+    "enable_prefix_caching",
+)  # of the recipe; the others go into ``extra``
 REPLIES = "replies.jsonl"
 
 
@@ -134,13 +139,13 @@ class LengthsClient(ShardClient):
 class LengthsRequester(Requester):
     """Puts the lengths into what is sent, and times into a file."""
 
-    async def _ask(self, batch: list[GenerateRequest], keep: Callable[[GenerateResult], None]) -> None:
-        def note(result: GenerateResult) -> None:
+    async def _ask(self, requests: list[GenerateRequest], keep: Keep) -> None:
+        def note(result: GenerateResult, request: GenerateRequest) -> None:
             times.append((_index_of(result.request_id), time.time()))
-            keep(result)
+            keep(result, request)
 
         times: list[tuple[int, float]] = []
-        await super()._ask([replace(each, max_tokens=_length_of(each.request_id)) for each in batch], note)
+        await super()._ask([replace(each, max_tokens=_length_of(each.request_id)) for each in requests], note)
         with open(_replies_file(), "a") as file:
             file.write(json.dumps(times) + "\n")
 

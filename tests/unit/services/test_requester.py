@@ -433,3 +433,49 @@ def test_complete_call_that_ends_without_some_of_its_rows_is_a_fault_of_the_run(
 
     with pytest.raises(RuntimeError, match="without an answer to 1 of its 3 prompts"):
         complete(Forgetful(lambda *_: 0.0), "abc")
+
+
+def test_complete_slow_call_at_the_end_is_asked_for_elsewhere_too() -> None:
+    """Its replica hangs; without a second one the rows would wait for the deadline."""
+    slow = "z"
+    teacher = ScriptedTeacher(lambda prompts, number: NEVER_S if slow in prompts and number == 0 else 1.0)
+
+    async def main() -> tuple[str, float]:
+        requester = Requester(teacher, window_rows=4, deadline_s=DEADLINE_S, max_attempts=3, hedge=True)
+        letters = f"abcdefgh{slow}"
+        results = await asyncio.gather(*(requester.complete([request(each)]) for each in letters))
+        return "".join(map(answered, results)), asyncio.get_running_loop().time()
+
+    results, seconds = run(main())
+    assert results == "abcdefghz"
+    assert seconds < DEADLINE_S / 4
+    assert [call.cancelled for call in teacher.calls if slow in call.prompts] == [True, False]
+    assert teacher.in_flight == 0
+
+
+@pytest.mark.parametrize(("hedge", "others"), [(False, 0), (True, 3)])
+def test_complete_is_not_asked_twice_without_another_replica_or_while_others_are_in_flight(
+    hedge: bool, others: int
+) -> None:
+    teacher = ScriptedTeacher(lambda prompts, _: 1.0 if prompts[0] < "n" else 20.0)
+
+    async def main() -> None:
+        requester = Requester(teacher, window_rows=4, deadline_s=DEADLINE_S, max_attempts=3, hedge=hedge)
+        letters = "abcdefgh" + "wxyz"[: 1 + others]
+        await asyncio.gather(*(requester.complete([request(each)]) for each in letters))
+
+    run(main())
+    assert len(teacher.calls) == 9 + others
+
+
+def test_complete_hedged_call_that_ends_first_with_a_fault_waits_for_the_other() -> None:
+    outcomes = [20.0, ActorDiedError("gone")]
+    teacher = ScriptedTeacher(lambda prompts, number: outcomes[number] if prompts == ["z"] else 1.0)
+
+    async def main() -> list[GenerateResult]:
+        requester = Requester(teacher, window_rows=4, deadline_s=DEADLINE_S, max_attempts=3, hedge=True)
+        *_, last = await asyncio.gather(*(requester.complete([request(each)]) for each in "abcdefghz"))
+        return last
+
+    assert answered(run(main())) == "z"
+    assert sum(call.prompts == ["z"] for call in teacher.calls) == 2
