@@ -19,7 +19,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_S = 1.0  # what a process uses between its last sample and its end is not counted
 END_S = 30.0
-LOG_LINES = 30
+LOG_LINES = 60  # torchrun puts as many after the error itself
 
 
 class ArmFailed(RuntimeError):

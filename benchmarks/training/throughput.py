@@ -1,0 +1,165 @@
+"""The arms side by side: all of them live at once and train in turns on the same rows, one run of each a round.
+
+The order rotates from round to round, so drift of the machine touches all. A run's speed is that of its steps after
+the warm-up: loss tokens over seconds; its CPU time is that of the arm's whole process tree meanwhile.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import ArmFailed, ChildProcess
+from benchmarks.training.arms import WARM_UP_STEPS, Order
+from benchmarks.training.environment import make_trl_environment
+from benchmarks.training.shapes import SHAPES, save_model
+from benchmarks.training.tensors import write_tensors
+from benchmarks.training.workload import Workload, build_rows, write_rows
+
+OPEN_S, RUN_S = 300.0, 900.0
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one arm, from the end of the warm-up to the last step."""
+
+    seconds: float
+    loss_tokens: int
+    cpu_s: float
+    data_wait_s: float
+    checkpoint_blocked_s: float
+    losses: tuple[float | None, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Loss tokens a second."""
+        return self.loss_tokens / self.seconds
+
+    @property
+    def cpu_s_per_1000(self) -> float:
+        """CPU seconds of the process tree for a thousand loss tokens."""
+        return 1000 * self.cpu_s / self.loss_tokens
+
+
+def to_run(steps: Sequence[dict[str, Any]], cpu_s: float) -> Run:
+    """Return the measured part of an arm's steps; ``losses`` are those of all steps."""
+    steady = [step for step in steps if step["number"] > WARM_UP_STEPS]
+    if not steady:
+        raise ValueError(f"{len(steps)} steps are not more than the {WARM_UP_STEPS} of the warm-up")
+    return Run(
+        seconds=sum(step["seconds"] for step in steady),
+        loss_tokens=sum(step["loss_tokens"] for step in steady),
+        cpu_s=cpu_s,
+        data_wait_s=sum(step["data_wait_s"] for step in steady),
+        checkpoint_blocked_s=sum(step["checkpoint_blocked_s"] for step in steady),
+        losses=tuple(step["loss"] for step in steps),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a round trains on."""
+
+    rows: Path
+    tensors: Path
+    model: str
+    workload: Workload
+
+    def order(self, output_dir: Path, **training: Any) -> Order:
+        return Order(str(self.rows), str(self.tensors), self.model, str(output_dir), asdict(self.workload), training)
+
+
+def prepare(workload: Workload, directory: Path) -> Prepared:
+    """Write rows, model and tensors below ``directory``, which is made."""
+    directory.mkdir(parents=True)
+    rows = directory / "rows.parquet"
+    write_rows(build_rows(workload), rows)
+    model = save_model(SHAPES[workload.shape], workload.sequence_length, directory / "model")
+    write_tensors(workload, rows, model, directory / "tensors")
+    return Prepared(rows, directory / "tensors", model, workload)
+
+
+def split_cores() -> tuple[int, tuple[int, ...]]:
+    """The first core that this process may use trains; the others are everything else's."""
+    core, *others = sorted(os.sched_getaffinity(0))
+    return core, tuple(others or [core])
+
+
+@contextmanager
+def open_arm(name: str, cores: Sequence[int], cache: Path) -> Iterator[ChildProcess]:
+    """Start an arm whose training runs on ``cores`` alone and wait for it; it is gone when the block ends."""
+    python, launcher = sys.executable, list(TORCHRUN if name == "torchrun" else ())
+    if name.startswith("trl"):
+        python = str(make_trl_environment(cache))
+    with tempfile.TemporaryDirectory(prefix="trn-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        told = {"directory": directory, "cores": list(cores), "others": list(split_cores()[1])}
+        command = [python, *launcher, "-m", "benchmarks.training.arm", name, json.dumps(told)]
+        child = ChildProcess(name, command, Path(directory) / "arm.log")
+        try:
+            child.wait_for_answer(OPEN_S, "to start")
+            print(f"  {name}: ready after {child.seconds_since_start():.0f} s", flush=True)
+            yield child
+        finally:
+            child.stop()
+
+
+def run_once(child: ChildProcess, order: Order) -> Run:
+    """Train once and return the measured part."""
+    child.ask(asdict(order), RUN_S, "to warm up")
+    before = child.cpu_s()
+    child.wait_for_answer(RUN_S, "to train")
+    cpu_s = child.cpu_s() - before
+    return to_run(child.wait_for_answer(RUN_S, "to finish")["steps"], cpu_s)
+
+
+class Arms:
+    """Arms that live side by side, each on the same core; one that fails is reported and left out from then on."""
+
+    def __init__(self, names: Sequence[str], cache: Path, stack: ExitStack) -> None:
+        self.failures: list[str] = []
+        self.children: dict[str, ChildProcess] = {}
+        core, others = split_cores()
+        os.sched_setaffinity(0, others)
+        stack.callback(os.sched_setaffinity, 0, {core, *others})
+        for name in names:
+            try:
+                self.children[name] = stack.enter_context(open_arm(name, [core], cache))
+            except ArmFailed as error:
+                self._note_failure(error)
+
+    def run_rounds(self, workload: Workload, rounds: int, directory: Path) -> dict[str, list[Run]]:
+        """Run every arm once a round; returns the runs of each arm that failed in none, in order of the rounds."""
+        runs: dict[str, list[Run]] = {name: [] for name in self.children}
+        for number in range(rounds):
+            prepared = prepare(replace(workload, seed=number), directory / f"round-{number}")
+            for name in rotate(list(self.children), number):
+                try:
+                    run = run_once(self.children[name], prepared.order(directory / f"{name}-{number}"))
+                except ArmFailed as error:
+                    self._note_failure(error)
+                    del self.children[name]
+                    continue
+                runs[name].append(run)
+                print(f"  round {number} {name}: {describe(run)}", flush=True)
+        return {name: runs[name] for name in self.children}
+
+    def _note_failure(self, error: ArmFailed) -> None:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        self.failures.append(str(error).splitlines()[0])
+
+
+def rotate(names: list[str], by: int) -> list[str]:
+    """Return the names beginning with another one each time."""
+    by %= max(1, len(names))
+    return names[by:] + names[:by]
+
+
+def describe(run: Run) -> str:
+    """Return one run's figures for the log."""
+    return f"{run.tokens_per_s:,.0f} loss tokens/s, {run.cpu_s:.1f} CPU-s in {run.seconds:.1f} s"
