@@ -1,14 +1,24 @@
-"""``python -m training JOB.json`` or ``torchrun --nproc-per-node 2 -m training JOB.json``: one job without Ray."""
+"""``python -m training JOB.json`` or ``torchrun --nproc-per-node 2 -m training JOB.json``: one job without Ray.
+
+SIGTERM, with which schedulers and clouds announce that they take a machine back, ends it at the next step with a
+checkpoint of that step.
+"""
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 
 from configs.errors import UserError
 from training.job import StepMetrics, TrainJob
 from training.loop import train
 from training.parallel import joined_world
+from training.preemption import Preempted
+
+_STATUS_PREEMPTED = 128 + signal.SIGTERM
 
 
 def _print_step(metrics: StepMetrics) -> None:
@@ -20,6 +30,18 @@ def _print_step(metrics: StepMetrics) -> None:
     )
 
 
+def listen_for_sigterm() -> threading.Event:
+    """Return an event that the first SIGTERM sets; a second one ends the process at once."""
+    noticed = threading.Event()
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        noticed.set()
+
+    signal.signal(signal.SIGTERM, notice)
+    return noticed
+
+
 def main() -> int:
     """Run the job named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
@@ -27,11 +49,15 @@ def main() -> int:
     path = parser.parse_args().job
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     job = TrainJob.from_json(path.read_text())
+    noticed = listen_for_sigterm()
     try:
         with joined_world(job.device) as world:
-            result = train(job, _print_step, world)
+            result = train(job, _print_step, world, noticed.is_set)
             if world.rank == 0:
                 print(f"{result.num_steps} steps, loss {result.final_loss:.4f}, exported to {result.hf_dir}")
+    except Preempted as preempted:
+        print(f"{preempted}; run the same command to go on", file=sys.stderr)
+        return _STATUS_PREEMPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -17,21 +18,23 @@ from configs.errors import UserError
 from training.batches import MicroBatch, iterate_steps
 from training.checkpoint import CheckpointStore, Progress
 from training.export import export_student
+from training.flops import count_flops, peak_flops
 from training.job import StepMetrics, TrainJob, TrainResult
-from training.lora import merge_adapters, save_adapters
-from training.metrics import MetricsFile, RateWindow, peak_memory_mib
+from training.metrics import MetricsLog, RateWindow, peak_memory_mib
 from training.output import claim_output_dir, write_result
 from training.parallel import World
 from training.plan import EpochPlan, plan_epoch
+from training.preemption import Preempted, StopAgreement
 from training.schedule import learning_rate
 from training.setup import Setup, prepare
+from training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step to take: its number in the job and this rank's data; token counts are over all ranks."""
+    """A step to take: its number in the job and this rank's data; token counts and row lengths are over all ranks."""
 
     number: int
     epoch: int
@@ -39,35 +42,63 @@ class _Step:
     next_in_epoch: int
     tokens: int
     loss_tokens: int
+    lengths: npt.NDArray[np.int32]
     micro_batches: list[MicroBatch]
 
 
-def train(job: TrainJob, on_step: Callable[[StepMetrics], None], world: World) -> TrainResult:
+def train(
+    job: TrainJob,
+    on_step: Callable[[StepMetrics], None],
+    world: World,
+    is_noticed: Callable[[], bool] = lambda: False,
+) -> TrainResult:
     """Train, checkpoint and export the job's student; every rank calls it and gets the same result.
 
-    ``on_step`` is called on rank 0 with each line of metrics. A finished job returns at once, an interrupted one goes
-    on with the same losses. UserError for what the user can mend, a step whose gradient is not finite among it.
+    ``on_step`` is called on rank 0 with each line of metrics, ``is_noticed`` on every rank at each step: once it says
+    on any of them that its machine will be taken away, all save a checkpoint and raise Preempted. A finished job
+    returns at once, an interrupted one goes on with the same losses. UserError for what the user can mend, a step
+    whose gradient is not finite among it.
     """
     started = time.monotonic()
     finished: TrainResult | None = None
     with world.agreement():
         if world.rank == 0:
+            check_trackers(job.training.trackers)
             finished = claim_output_dir(job)
     finished = world.broadcast(finished)
     if finished is not None:
         return finished
     setup = prepare(job, world)
-    checkpoints = CheckpointStore(job.output_dir, job.training.keep_checkpoints, world)
-    progress = checkpoints.load_newest(setup.student, setup.optimizer) or Progress()
-    log = None
-    if world.rank == 0:
-        log = MetricsFile(job.output_dir, progress.step)
-        logger.info("%s: at step %d of %d with %d workers", job.name, progress.step, setup.num_steps, world.size)
+    config = job.training
+    with (
+        CheckpointStore(job.output_dir, config.keep_checkpoints, world, config.async_checkpoint) as checkpoints,
+        StopAgreement(is_noticed, world) as stop,
+    ):
+        progress = checkpoints.load_newest(setup.student, setup.optimizer) or Progress()
+        if world.rank == 0:
+            logger.info("%s: at step %d of %d with %d workers", job.name, progress.step, setup.num_steps, world.size)
+            with MetricsLog(job, progress.step) as log:
+                progress = _take_steps(setup, progress, checkpoints, stop, log, on_step)
+        else:
+            progress = _take_steps(setup, progress, checkpoints, stop, None, on_step)
+    return _finish(setup, progress, started)
 
-    window = RateWindow()
+
+def _take_steps(
+    setup: Setup,
+    progress: Progress,
+    checkpoints: CheckpointStore,
+    stop: StopAgreement,
+    log: MetricsLog | None,
+    on_step: Callable[[StepMetrics], None],
+) -> Progress:
+    """Take the steps left after ``progress``; return where the job stands then, its end."""
+    job, world, window = setup.job, setup.world, RateWindow()
+    flops = count_flops(setup.student.model)
     for step in _iterate_steps_from(setup, progress, window):
+        stop.ask()
         loss_sum, grad_norm = _take_step(setup, step)
-        window.add(step.tokens, step.loss_tokens)
+        window.add(step.tokens, step.loss_tokens, flops.of_step(step.lengths, step.loss_tokens))
         progress = replace(
             progress,
             step=step.number + 1,
@@ -86,9 +117,13 @@ def train(job: TrainJob, on_step: Callable[[StepMetrics], None], world: World) -
             if log is not None:
                 log.append(metrics)
                 on_step(metrics)
-        if is_due(job.training.checkpoint_every):
-            checkpoints.save(setup.student, setup.optimizer, progress)
-    return _finish(setup, progress, started)
+        is_stopping = stop.is_agreed() and progress.step < setup.num_steps
+        if is_stopping or is_due(job.training.checkpoint_every):
+            with window.blocked():
+                checkpoints.save(setup.student, setup.optimizer, progress, is_urgent=is_stopping)
+        if is_stopping:
+            raise Preempted(progress.step, setup.num_steps)
+    return progress
 
 
 def _due(setup: Setup, done: int) -> Callable[[int], bool]:
@@ -113,6 +148,7 @@ def _iterate_steps_from(setup: Setup, progress: Progress, window: RateWindow) ->
                 next_in_epoch=0 if is_last else in_epoch + 1,
                 tokens=int(plan.step_tokens[in_epoch]),
                 loss_tokens=int(plan.step_loss_tokens[in_epoch]),
+                lengths=setup.corpus.lengths[plan.step_rows(in_epoch)],
                 micro_batches=micro_batches,
             )
             number += 1
@@ -160,7 +196,8 @@ def _evaluate(setup: Setup, plan: EpochPlan) -> float:
 def _describe(
     setup: Setup, step: _Step, progress: Progress, window: RateWindow, grad_norm: float, evaluation_loss: float | None
 ) -> StepMetrics:
-    rates = window.close()
+    rates, config = window.close(), setup.job.training
+    peak = peak_flops(setup.world.device, config.dtype)
     return StepMetrics(
         step=progress.step,
         num_steps=setup.num_steps,
@@ -173,15 +210,15 @@ def _describe(
         loss_tokens_per_s=rates.loss_tokens / rates.seconds,
         seconds=rates.seconds,
         data_wait_s=rates.data_wait_s,
+        checkpoint_blocked_s=rates.checkpoint_blocked_s,
         peak_memory_mib=peak_memory_mib(setup.world.device),
+        time=time.time(),
+        mfu=None if peak is None else rates.flops / rates.seconds / (peak * setup.world.size),
         evaluation_loss=evaluation_loss,
     )
 
 
 def _finish(setup: Setup, progress: Progress, started: float) -> TrainResult:
-    if setup.job.lora is not None:
-        save_adapters(setup.student.model, setup.job, setup.world)
-        merge_adapters(setup.student.model)
     hf_dir = export_student(setup.student, setup.tokenizer, setup.job, setup.world)
     result = TrainResult(
         num_steps=progress.step,

@@ -1,4 +1,4 @@
-"""The lines of ``metrics.jsonl``: written by rank 0 as training goes, read by whoever follows it."""
+"""The metrics of a job: written by rank 0 as training goes, read by whoever follows ``metrics.jsonl``."""
 
 import json
 import resource
@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from training import storage
-from training.job import StepMetrics
+from training.job import StepMetrics, TrainJob
+from training.trackers import open_tracker
 
 
 class MetricsFile:
@@ -26,12 +29,42 @@ class MetricsFile:
         self._lines = [line for line in storage.read_lines(self._uri) if json.loads(line)["step"] <= last_step]
         storage.write_text(self._uri, "".join(line + "\n" for line in self._lines))
 
+    @property
+    def lines(self) -> list[StepMetrics]:
+        """What the file holds."""
+        return [StepMetrics(**json.loads(line)) for line in self._lines]
+
     def append(self, metrics: StepMetrics) -> None:
         """Add one line, visible to readers on return."""
         line = json.dumps(asdict(metrics))
         self._lines.append(line)
         if not storage.append_line(self._uri, line):
             storage.write_text(self._uri, "".join(line + "\n" for line in self._lines))
+
+
+class MetricsLog:
+    """The file and the trackers that the job names; leaving the ``with`` block closes them."""
+
+    def __init__(self, job: TrainJob, last_step: int) -> None:
+        """Open all at ``last_step``; what was written of later steps is forgotten."""
+        self._file = MetricsFile(job.output_dir, last_step)
+        past = self._file.lines
+        self._trackers = [open_tracker(tracker, job, past) for tracker in job.training.trackers]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+    def append(self, metrics: StepMetrics) -> None:
+        """Add one line everywhere."""
+        self._file.append(metrics)
+        for tracker in self._trackers:
+            tracker.log(metrics)
 
 
 def follow_metrics(output_dir: str, num_seen: int, on_metrics: Callable[[StepMetrics], None]) -> int:
@@ -57,6 +90,8 @@ class Rates:
     loss_tokens: int
     seconds: float
     data_wait_s: float
+    checkpoint_blocked_s: float
+    flops: float
 
 
 class RateWindow:
@@ -68,7 +103,8 @@ class RateWindow:
     def _reset(self) -> None:
         self._started = time.monotonic()
         self._tokens = self._loss_tokens = 0
-        self._data_wait_s = 0.0
+        self._flops = 0.0
+        self._data_wait_s = self._checkpoint_blocked_s = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -77,13 +113,24 @@ class RateWindow:
         yield
         self._data_wait_s += time.monotonic() - started
 
-    def add(self, tokens: int, loss_tokens: int) -> None:
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Count the block's time as standing still for a checkpoint."""
+        started = time.monotonic()
+        yield
+        self._checkpoint_blocked_s += time.monotonic() - started
+
+    def add(self, tokens: int, loss_tokens: int, flops: float) -> None:
         """Count one step."""
+        self._flops += flops
         self._tokens += tokens
         self._loss_tokens += loss_tokens
 
     def close(self) -> Rates:
         """Return the counts since the last call and start anew."""
-        rates = Rates(self._tokens, self._loss_tokens, time.monotonic() - self._started, self._data_wait_s)
+        seconds = time.monotonic() - self._started
+        rates = Rates(
+            self._tokens, self._loss_tokens, seconds, self._data_wait_s, self._checkpoint_blocked_s, self._flops
+        )
         self._reset()
         return rates

@@ -40,6 +40,11 @@ class EpochPlan:
         """Optimiser steps of the epoch."""
         return len(self.step_starts) - 1
 
+    def step_rows(self, step: int) -> Int64s:
+        """Return the corpus rows of one step, over all workers."""
+        first, end = self.pack_starts[self.step_starts[step : step + 2]]
+        return self.rows[first:end]
+
     def pack(self, number: int) -> Int64s:
         """Return the corpus rows of one pack."""
         return self.rows[self.pack_starts[number] : self.pack_starts[number + 1]]

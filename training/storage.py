@@ -4,15 +4,17 @@ Everything is written under another name and then committed. A local rename is a
 object to an object store.
 """
 
+import io
 import json
 import os
 import posixpath
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -99,21 +101,67 @@ def remove_tree(uri: str) -> None:
 def replaced_directory(uri: str) -> Iterator[Path]:
     """Yield an empty local directory whose content stands at ``uri`` when the block ends well.
 
-    Locally it is renamed into place; elsewhere it is uploaded, and the caller commits by a document written after.
+    Locally it is renamed into place; elsewhere it is uploaded, large files before the end by `hand_over`, and the
+    caller commits by a document written after.
     """
     fs, path = open_filesystem(uri)
     is_local = isinstance(fs, LocalFileSystem)
     parent = os.path.dirname(path) if is_local else None
     if parent:
         os.makedirs(parent, exist_ok=True)
+    if not is_local:
+        remove_tree(uri)
     partial = Path(tempfile.mkdtemp(dir=parent, prefix=".partial-"))
     try:
         partial.chmod(0o755)
         yield partial
-        remove_tree(uri)
         if is_local:
+            remove_tree(uri)
             partial.rename(path)
-        else:
+        elif any(partial.iterdir()):
             fs.put(f"{partial}/", f"{path}/", recursive=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def hand_over(file: Path, uri: str) -> None:
+    """Upload a finished file of a `replaced_directory` of ``uri`` and free its room, where that is elsewhere."""
+    fs, path = open_filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        fs.put_file(str(file), posixpath.join(path, file.name))
+        file.unlink()
+
+
+class GrowingFile:
+    """A file that is written to its end: appended to locally, elsewhere sent again as a whole now and then."""
+
+    def __init__(self, uri: str, upload_seconds: float) -> None:
+        fs, self._path = open_filesystem(uri)
+        fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
+        self._upload_seconds, self._uploaded = upload_seconds, time.monotonic()
+        self._fs = fs
+        # Kept open until `close`.
+        self._local: BinaryIO | None = open(self._path, "wb") if isinstance(fs, LocalFileSystem) else None  # noqa: SIM115
+        self._sent_whole = io.BytesIO()
+
+    def write(self, data: bytes) -> int:
+        """Add ``data``."""
+        return (self._local or self._sent_whole).write(data)
+
+    def flush(self) -> None:
+        """Make what was written visible to readers, elsewhere at the latest ``upload_seconds`` after it."""
+        if self._local is not None:
+            self._local.flush()
+        elif time.monotonic() - self._uploaded >= self._upload_seconds:
+            self._upload()
+
+    def close(self) -> None:
+        """Make everything visible."""
+        if self._local is not None:
+            self._local.close()
+        else:
+            self._upload()
+
+    def _upload(self) -> None:
+        self._fs.pipe_file(self._path, self._sent_whole.getvalue())
+        self._uploaded = time.monotonic()

@@ -5,6 +5,7 @@ The only module of the package that imports Ray. Resume is the loop's own, so a 
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -17,24 +18,31 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from configs.errors import DeadlineExceeded, UserError
+from configs.schema import TrainingConfig
 from training import storage
 from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.metrics import follow_metrics
 from training.output import load_result
+
+logger = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 0.5
 
 # Read by Ray Train when a run starts; it offers no other way to set them.
 _RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # its 2 s would be the time until the end of a run is noticed
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of its 5 s a cloud that gives 30 s of notice has few to spare
+    # An elastic group counts on nodes that are being drained, on which nothing is placed; then it counts again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a worker as in the driver
     "RAY_TRAIN_METRICS_ENABLED": "0",  # metrics.jsonl has them
 }
-# A process of its own, of seconds of imports, that a machine which is nobody's spot instance does without.
-_CPU_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# The watcher is one more process that imports for seconds; a lone machine that is drained takes the driver along.
+_LONE_MACHINE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 class _Trainer(TorchTrainer):
@@ -60,8 +68,9 @@ def fit(
 
     ``on_metrics`` is called in this process, on another thread, with each line of ``metrics.jsonl`` from the first
     on. UserError of a worker is raised here with the same sentence and without retries; DeadlineExceeded when the
-    workers cannot be placed within ``worker_start_deadline_s``; Ray's TrainingFailedError after ``max_failures``
-    restarts.
+    fewest workers cannot be placed within ``worker_start_deadline_s``; Ray's TrainingFailedError after
+    ``max_failures`` restarts. A group that is given notice of a node's end saves a checkpoint, stops, and goes on from
+    that step on what is left or comes instead, as often as it takes.
     """
     report = None if on_metrics is None else lambda _, metrics: on_metrics(metrics)
     return fit_jobs(
@@ -86,26 +95,32 @@ def fit_jobs(
     finished = [load_result(job) for job in jobs]
     if None not in finished:
         return [result for result in finished if result is not None]
-    _check_placement(jobs[0], worker_start_deadline_s)
-    answer = _run_trainer(jobs, max_failures, on_metrics)
+    with _following(jobs, on_metrics):
+        _check_placement(jobs[0], worker_start_deadline_s)
+        while "preempted" in (answer := _run_trainer(jobs, max_failures)):
+            logger.warning("%s", answer["preempted"])
+            _check_placement(jobs[0], worker_start_deadline_s)
     if "user_error" in answer:
         raise UserError(answer["user_error"])
     return [TrainResult.from_dict(result) for result in answer["results"]]
 
 
-def _run_trainer(
-    jobs: list[TrainJob], max_failures: int, on_metrics: Callable[[TrainJob, StepMetrics], None] | None
-) -> dict[str, Any]:
+def _run_trainer(jobs: list[TrainJob], max_failures: int) -> dict[str, Any]:
     """Return what rank 0 answered."""
     first = jobs[0]
     is_gpu = first.device is JobDevice.GPU
+    is_elastic = first.training.min_workers < first.training.max_workers
+    is_lone_machine = not is_gpu and not is_elastic and len([node for node in ray.nodes() if node["Alive"]]) == 1
     ray_dir = storage.join(first.output_dir, "ray_train")
     trainer = _Trainer(
         _run_worker,
         train_loop_config={"jobs": [job.to_json() for job in jobs]},
         torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=first.training.num_workers, use_gpu=is_gpu, resources_per_worker=_bundle(first)
+            num_workers=first.training.num_workers,
+            use_gpu=is_gpu,
+            resources_per_worker=_bundle(first),
+            elastic_resize_monitor_interval_s=first.training.resize_check_every,
         ),
         run_config=RunConfig(
             name=first.name,
@@ -115,11 +130,8 @@ def _run_trainer(
         ),
     )
     try:
-        with (
-            _environment(_RAY_TRAIN_ENVIRONMENT | ({} if is_gpu else _CPU_ENVIRONMENT)),
-            _following(jobs, on_metrics),
-            _interruptible(),
-        ):
+        environment = _RAY_TRAIN_ENVIRONMENT | (_LONE_MACHINE_ENVIRONMENT if is_lone_machine else {})
+        with _environment(environment), _interruptible():
             answer: dict[str, Any] = trainer.fit().return_value
             return answer
     finally:
@@ -128,16 +140,32 @@ def _run_trainer(
 
 
 def _run_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Run the loop in a Ray Train worker; a UserError comes back as data, since raising would be retried."""
+    """Run the loop in a Ray Train worker.
+
+    A UserError comes back as data, since raising would be retried, and so does a preemption, which Ray Train would
+    count among the failures.
+    """
     from training.loop import train  # loads transformers, which the driver does without
     from training.parallel import joined_world
+    from training.preemption import Preempted
 
     jobs = [TrainJob.from_json(text) for text in config["jobs"]]
     try:
         with joined_world(jobs[0].device) as world:
-            return {"results": [asdict(train(job, lambda _: None, world)) for job in jobs]}
+            return {"results": [asdict(train(job, lambda _: None, world, _is_noticed)) for job in jobs]}
+    except Preempted as preempted:
+        return {"preempted": str(preempted)}
     except UserError as error:
         return {"user_error": str(error)}
+
+
+def _is_noticed() -> bool:
+    """Return whether Ray told this worker that a node of the group is being drained.
+
+    The public `ray.train.get_preemption_info` is a barrier through an actor, too much to pay at each step; the loop
+    agrees on what it hears by itself.
+    """
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _bundle(job: TrainJob) -> dict[str, float]:
@@ -147,8 +175,8 @@ def _bundle(job: TrainJob) -> dict[str, float]:
 
 
 def _check_placement(job: TrainJob, deadline_s: float) -> None:
-    """Wait until the workers could be placed; Ray Train itself would wait for ever. An autoscaler sees the demand."""
-    bundle, num_workers = _bundle(job), job.training.num_workers
+    """Wait until the fewest workers could be placed; Ray Train would wait for ever. An autoscaler sees the demand."""
+    bundle, num_workers = _bundle(job), job.training.min_workers
     group = placement_group([bundle] * num_workers, strategy="PACK")
     try:
         is_placed = group.wait(deadline_s)
@@ -159,9 +187,14 @@ def _check_placement(job: TrainJob, deadline_s: float) -> None:
     wanted = ", ".join(f"{amount * num_workers:g} {name}s" for name, amount in bundle.items())
     free = ", ".join(f"{ray.available_resources().get(name, 0.0):g} {name}s" for name in bundle)
     raise DeadlineExceeded(
-        f"training.num_workers={num_workers} wants {wanted} and after {deadline_s:g} s the cluster has {free} free; "
-        "lower training.num_workers, free what holds them, or raise deadlines.worker_start"
+        f"training.num_workers={_shown(job.training)} wants {wanted} and after {deadline_s:g} s the cluster has {free} "
+        "free; lower training.num_workers, free what holds them, or raise deadlines.worker_start"
     )
+
+
+def _shown(config: TrainingConfig) -> str:
+    """Return the number of workers as the command line has it."""
+    return str(config.num_workers if isinstance(config.num_workers, int) else [*config.num_workers]).replace(" ", "")
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def training_workers() -> list[psutil.Process]:
 
 
 def test_fit_jobs_worker_killed_and_restarted_ends_with_the_losses_of_one_process(tmp_path: Path) -> None:
-    settings = {"num_workers": 2, "max_steps": 150, "checkpoint_every": 20, "evaluate_every": 150}
+    settings = {"num_workers": (1, 2), "max_steps": 150, "checkpoint_every": 20, "evaluate_every": 150}
     jobs = [make_job(tmp_path / str(seed), seed=seed, **settings) for seed in (0, 1)]
     seen: list[tuple[str, int]] = []
 
@@ -69,7 +69,7 @@ def test_fit_jobs_worker_killed_and_restarted_ends_with_the_losses_of_one_proces
         assert losses_of(job) == pytest.approx(losses_of(alone), rel=1e-2)
         assert losses_of(job)[:20] == pytest.approx(losses_of(alone)[:20], abs=1e-4)
         assert Path(result.hf_dir, "model.safetensors").is_file()
-        names = {"checkpoints", "hf", "job.json", "metrics.jsonl", "result.json"}
+        names = {"checkpoints", "hf", "job.json", "metrics.jsonl", "result.json", "tensorboard"}
         assert {path.name for path in Path(job.output_dir).iterdir()} == names
     # Done once, it needs neither workers nor data.
     Path(jobs[0].files[0].path).unlink()
@@ -100,7 +100,11 @@ def test_fit_interrupted_stops_the_workers_and_raises_keyboard_interrupt(tmp_pat
     assert not Path(job.output_dir, "result.json").exists()
 
 
-def test_fit_more_workers_than_the_cluster_holds_gives_up_at_the_deadline(tmp_path: Path) -> None:
-    job = make_job(tmp_path, num_workers=3)
-    with pytest.raises(DeadlineExceeded, match="num_workers=3 wants 3 CPUs and after 2 s the cluster has 2 CPUs free"):
+@pytest.mark.parametrize(("num_workers", "shown"), [(3, "3"), ((3, 4), r"\[3,4\]")])
+def test_fit_more_workers_than_the_cluster_holds_gives_up_at_the_deadline(
+    tmp_path: Path, num_workers: int | tuple[int, int], shown: str
+) -> None:
+    job = make_job(tmp_path, num_workers=num_workers)
+    sentence = f"num_workers={shown} wants 3 CPUs and after 2 s the cluster has 2 CPUs free"
+    with pytest.raises(DeadlineExceeded, match=sentence):
         fit(job, max_failures=0, worker_start_deadline_s=2)
