@@ -20,6 +20,7 @@ from training.checkpoint import CheckpointStore, Progress
 from training.export import export_student
 from training.flops import count_flops, peak_flops
 from training.job import StepMetrics, TrainJob, TrainResult
+from training.lora import merge_adapters, save_adapters
 from training.metrics import MetricsLog, RateWindow, peak_memory_mib
 from training.output import claim_output_dir, write_result
 from training.parallel import World
@@ -219,6 +220,9 @@ def _describe(
 
 
 def _finish(setup: Setup, progress: Progress, started: float) -> TrainResult:
+    if setup.job.lora is not None:
+        save_adapters(setup.student.model, setup.job, setup.world)
+        merge_adapters(setup.student.model)
     hf_dir = export_student(setup.student, setup.tokenizer, setup.job, setup.world)
     result = TrainResult(
         num_steps=progress.step,
