@@ -42,12 +42,12 @@ class Sizes:
 
 SMALL = Workload("tiny", 256, 2, num_rows=1024, median_row=24, num_steps=40)
 DEFAULT = Sizes(
-    throughput=Workload("5m", 1024, 2, num_rows=4096, median_row=96, num_steps=WARM_UP_STEPS + 7),
+    throughput=Workload("5m", 1024, 2, num_rows=4096, median_row=96, num_steps=WARM_UP_STEPS + 6),
     curve=Workload("5m", 1024, 1, num_rows=4096, median_row=96, num_steps=50),
     recovery=SMALL,
     memory=Workload("100m", 256, 2, num_rows=256, median_row=24, num_steps=3),
     pairs=7,
-    checkpoint_every=10,
+    checkpoint_every=8,
     checkpoint_pairs=3,
     packing_windows=16,
     packing_repeats=7,

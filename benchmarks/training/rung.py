@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.training.ladder import WARM_UP_STEPS, Climb, Rung
 from benchmarks.training.shapes import SHAPES, build_random_model
 from benchmarks.training.workload import NO_LOSS
-from configs.schema import OptimizerConfig, TrainingConfig
+from configs.schema import Attention, OptimizerConfig, TrainingConfig
 from training.batches import MicroBatch
 from training.flops import count_flops, peak_flops
 from training.loss import StudentWithLoss
@@ -95,6 +95,8 @@ def main(arguments: list[str]) -> int:
 def _build_student(climb: Climb, rung: Rung, config: TrainingConfig, world: World) -> tuple[torch.nn.Module, Any]:
     with torch.device(world.device):
         model = build_random_model(SHAPES[climb.shape], climb.sequence_length)
+    if rung.is_packed and world.device.type == "cuda":
+        model.set_attn_implementation(Attention.FLEX)  # as training.attention=auto does: it skips other documents
     if rung.is_checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     student = StudentWithLoss(model) if rung.has_linear_loss else WithLogits(model)
