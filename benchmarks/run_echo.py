@@ -88,7 +88,7 @@ def run_rows(
     name: str | None = None,
 ) -> Timing:
     """Plan, make and seal a run of ``num_rows`` prompts below ``directory``; a run of the same ``name`` goes on."""
-    from services.pipeline import stream_shards  # imports Ray
+    from services.pipeline import Feed, stream_shards  # imports Ray
 
     run = directory / (name or f"run-{num_rows}-{time.monotonic_ns()}")
     prompts_uri, completions_uri = str(run / "prompts"), str(run / "completions")
@@ -105,7 +105,7 @@ def run_rows(
     pending = pending_shards(prompts_uri, completions_uri)
     tasks = [{"table": "completions", "shard": shard.shard, "path": shard.path} for shard in pending]
     table = TableJob(prompts_uri, completions_uri, SamplingConfig(max_tokens=32), AcceptanceConfig(), {})
-    for _ in stream_shards(client_spec(directory, table, generation), tasks):
+    for _ in stream_shards([Feed(client_spec(directory, table, generation), tasks)]):
         on_shard()
     streamed = time.monotonic()
     ledger = seal(prompts_uri, completions_uri, 1).ledger

@@ -19,12 +19,13 @@ class TeacherSource:
     revision: str | None
 
 
-def teacher_source(config: RunConfig, run_dir: RunDir) -> TeacherSource:
-    """The teacher's directory or repository; for a made teacher, where it is or will be."""
-    if config.teacher.make is None:
-        assert config.teacher.model is not None
-        return TeacherSource(config.teacher.model, config.teacher.revision)
-    return TeacherSource(str(made_teacher_dir(config.teacher.make, run_dir) / "training" / "hf"), None)
+def teacher_source(config: RunConfig, run_dir: RunDir, name: str | None = None) -> TeacherSource:
+    """A teacher's directory or repository, the main one's without a name; for a made teacher, where it will be."""
+    teacher = config.pool[name or config.main_teacher]
+    if teacher.make is None:
+        assert teacher.model is not None
+        return TeacherSource(teacher.model, teacher.revision)
+    return TeacherSource(str(made_teacher_dir(teacher.make, run_dir) / "training" / "hf"), None)
 
 
 def made_teacher_dir(make: MakeTeacherConfig, run_dir: RunDir) -> UPath:

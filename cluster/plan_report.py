@@ -1,6 +1,7 @@
 """``stillhouse plan``: what a run of a recipe would do. Reads the prompts, starts nothing, writes nothing."""
 
 import hashlib
+from collections import Counter
 
 from cluster.models import made_teacher_dir
 from cluster.phases.plan import held_out_prompts
@@ -21,9 +22,10 @@ def print_plan(config: RunConfig) -> None:
         UserError: something would stop the run before its first token.
     """
     check_sources(config)
-    run_dir, seen, rows = RunDir.of(config), set[bytes](), 0
-    for prompt in read_prompts(config.prompts):
+    run_dir, seen, rows, asked = RunDir.of(config), set[bytes](), 0, Counter[str | None]()
+    for prompt in read_prompts(config.prompts, tuple(config.teachers)):
         rows += 1
+        asked[prompt.teacher] += 1
         if len(seen) < IDS_COUNTED:
             seen.add(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8])
     if rows == 0:
@@ -36,14 +38,13 @@ def print_plan(config: RunConfig) -> None:
     training = config.training
     lines = [
         f"run       {config.name} in {run_dir.root}",
-        f"teacher   {_teacher(config, run_dir)}",
+        *(f"teacher   {_teacher(config, run_dir, name, asked[name])}" for name in config.pool),
         f"prompts   {prompts:,} ({rows - prompts:,} duplicates) x {config.sampling.n} samples = {samples:,} rows "
         f"in {shards:,} shards",
         f"held out  {f'{held_out:,} problems' if config.evaluation else 'none, so answers are not measured'}",
         f"tokens    at most {samples * config.sampling.max_tokens:,} by the teacher "
         f"(sampling.max_tokens={config.sampling.max_tokens})",
-        f"replicas  {config.teacher.min_replicas} to {config.teacher.max_replicas}, tensor parallel "
-        f"{config.teacher.engine.tensor_parallel_size}, {config.teacher.accelerator_type or 'no GPU type asked for'}",
+        *(f"replicas  {_replicas(config, name)}" for name in config.pool),
         f"student   {_student(config)}",
         f"training  {_workers(training)} workers, {_batch(training)} a step, "
         f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
@@ -63,11 +64,23 @@ def _workers(training: TrainingConfig) -> str:
     return f"{training.min_workers} to {training.max_workers}"
 
 
-def _teacher(config: RunConfig, run_dir: RunDir) -> str:
-    if config.teacher.make is None:
-        return f"{config.teacher.model} at {config.teacher.revision or 'its newest revision'}"
-    made = (made_teacher_dir(config.teacher.make, run_dir) / "training" / "result.json").exists()
+def _teacher(config: RunConfig, run_dir: RunDir, name: str, prompts: int) -> str:
+    teacher = config.pool[name]
+    if teacher.make is None:
+        model = f"{teacher.model} at {teacher.revision or 'its newest revision'}"
+        return f"{name}, {model}, {prompts:,} prompts" if config.teachers else model
+    made = (made_teacher_dir(teacher.make, run_dir) / "training" / "result.json").exists()
     return "home-made, in the cache already" if made else "home-made, to be trained first"
+
+
+def _replicas(config: RunConfig, name: str) -> str:
+    teacher = config.pool[name]
+    deadline = "" if teacher.deadline is None else f", to end in {teacher.deadline:,.0f} s"
+    whose = f"{name}: " if config.teachers else ""
+    return (
+        f"{whose}{teacher.min_replicas} to {teacher.max_replicas}, tensor parallel "
+        f"{teacher.engine.tensor_parallel_size}, {teacher.accelerator_type or 'no GPU type asked for'}{deadline}"
+    )
 
 
 def _student(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.models import student_tokenizer, teacher_source
+from cluster.models import TeacherSource, student_tokenizer, teacher_source
 from cluster.run_dir import RunDir
 from configs.errors import UserError
 from configs.schema import RunConfig, TransferMode
@@ -21,9 +21,12 @@ def check_models(config: RunConfig, run_dir: RunDir) -> Transfer:
             over, or the student's context is shorter than the training sequences.
     """
     check_sources(config)
-    teacher = teacher_source(config, run_dir)
-    _check_template(config, teacher.model, teacher.revision)
-    transfer = _transfer(config, student_tokenizer(config, teacher), teacher.model)
+    sources = {name: teacher_source(config, run_dir, name) for name in config.pool}
+    for name, source in sources.items():
+        _check_template(config, name, source)
+    student = student_tokenizer(config, sources[config.main_teacher])
+    transfers = {_transfer(config, student, source.model) for source in sources.values()}
+    transfer = transfers.pop() if len(transfers) == 1 else Transfer.TEXT
     if transfer is Transfer.TEXT and config.training.objective.kl_weight:
         raise UserError(
             "training.objective.kl_weight compares teacher and student token by token, which needs equal tokenizers, "
@@ -39,8 +42,9 @@ def check_sources(config: RunConfig) -> None:
         UserError: something is not there or does not fit.
     """
     check_trackers(config.training.trackers)
-    if config.teacher.model is not None:
-        _check_source("teacher.model", config.teacher.model)
+    for name, teacher in config.pool.items():
+        if teacher.model is not None:
+            _check_source(_key(config, name, "model"), teacher.model)
     if config.student.model is not None:
         _check_source("student.model", config.student.model)
         _check_context(config, config.student.model)
@@ -72,19 +76,23 @@ def _context_length(model_config: dict[str, Any]) -> int | None:
     return model_config.get("max_position_embeddings") or model_config.get("n_positions")
 
 
-def _check_template(config: RunConfig, teacher: str, revision: str | None) -> None:
+def _key(config: RunConfig, name: str, key: str) -> str:
+    return f"teachers.{name}.{key}" if config.teachers else f"teacher.{key}"
+
+
+def _check_template(config: RunConfig, name: str, source: TeacherSource) -> None:
     """A chat needs a template; looks at the first prompt, as a source is of one form."""
-    if config.teacher.make is not None:
+    if config.pool[name].make is not None:
         return
-    first = next(iter(read_prompts(config.prompts)), None)
+    first = next(iter(read_prompts(config.prompts, tuple(config.teachers))), None)
     if first is None or first.error is not None or isinstance(json.loads(first.prompt), str):
         return
     from services.template import PromptRenderer
 
-    renderer = PromptRenderer.load(teacher, revision, {}, config.teacher.trust_remote_code)
+    renderer = PromptRenderer.load(source.model, source.revision, {}, config.pool[name].trust_remote_code)
     if not renderer.has_chat_template:
         raise UserError(
-            f"teacher.model: the tokenizer of {teacher} has no chat template, which prompts with "
+            f"{_key(config, name, 'model')}: the tokenizer of {source.model} has no chat template, which prompts with "
             f"{config.prompts.messages_column!r} need; add chat_template.jinja to it, or give plain prompts in "
             f"{config.prompts.prompt_column!r}"
         )

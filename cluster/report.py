@@ -12,6 +12,7 @@ from cluster.context import RunContext
 from cluster.phases.train import student_job
 from cluster.run_dir import RunDir
 from configs.errors import UserError
+from services.dataset import read_rows_by_teacher
 
 SCHEMA_VERSION = 1
 PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "evaluate", "export")
@@ -40,6 +41,7 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
         "tokens": {"teacher_output": _teacher_tokens(run_dir), "student_loss": train["loss_tokens"]},
         "training": {key: train[key] for key in ("num_steps", "final_loss", "evaluation_loss", "rows", "packing_fill")},
         "engine": (records["generate"] or {}).get("engine"),
+        "teachers": read_rows_by_teacher(run_dir.completions_uri),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
     }
 

@@ -3,8 +3,8 @@
 import threading
 from typing import TYPE_CHECKING
 
-from cluster.phases.generate import start_http_service, stop_service
 from cluster.phases.make_teacher import make_teacher
+from cluster.teachers import start_http_teacher, stop_teachers
 from configs.errors import UserError
 from configs.schema import EngineKind
 
@@ -18,13 +18,13 @@ def serve_teacher(ctx: "RunContext", port: int) -> None:
     Raises:
         UserError: the recipe asks for the in-process engine, which has no HTTP endpoint.
     """
-    if ctx.config.teacher.engine.kind is EngineKind.IN_PROCESS:
+    if ctx.config.pool[ctx.config.main_teacher].engine.kind is EngineKind.IN_PROCESS:
         raise UserError("teacher.engine.kind=in_process serves batches only; leave it at auto, or set async, to serve")
     make_teacher(ctx)
     try:
         with ctx.progress.phase("serve"):
-            start_http_service(ctx, port)
+            start_http_teacher(ctx, port)
             ctx.progress.say(f"serving {ctx.config.name} at http://127.0.0.1:{port}/v1 (Ctrl-C ends it)")
             threading.Event().wait()
     finally:
-        stop_service(ctx)
+        stop_teachers(ctx.config)

@@ -41,9 +41,10 @@ def status_lines(run_dir: RunDir) -> list[str]:
     if seconds := _phase_seconds(run_dir):
         lines.append("done      " + ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items()))
     lines.append(f"{'now' if running else 'last':<9} {render_line(state, state['eta_s'] if running else None)}")
+    lines += [f"{name:<9} {_in_words(counts)}" for name, counts in _teachers(run_dir).items()]
     if (ledger := _ledger(run_dir)) is not None:
-        parts = " + ".join(f"{ledger[key]:,} {key}" for key in ("accepted", "rejected", "failed", "pending"))
-        lines.append(f"rows      {ledger['planned']:,} planned = {parts}")
+        states = {key: ledger[key] for key in ("accepted", "rejected", "failed", "pending")}
+        lines.append(f"rows      {ledger['planned']:,} planned = {_in_words(states)}")
     return lines
 
 
@@ -58,6 +59,20 @@ def _phase_seconds(run_dir: RunDir) -> dict[str, float]:
 
     records = {phase: run_dir.phase_record(phase) for phase in PHASES}
     return {phase: record["seconds"] for phase, record in records.items() if record is not None}
+
+
+def _teachers(run_dir: RunDir) -> dict[str, dict[str, int]]:
+    """Rows so far of each of several teachers; nothing where there is one, whose rows are the ledger's."""
+    from services.dataset import read_rows_by_teacher
+
+    if run_dir.phase_record("plan") is None:
+        return {}
+    counts = read_rows_by_teacher(run_dir.completions_uri)
+    return counts if len(counts) > 1 else {}
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    return " + ".join(f"{number:,} {state}" for state, number in counts.items())
 
 
 def _ledger(run_dir: RunDir) -> dict[str, int] | None:

@@ -46,6 +46,7 @@ OPERATIONAL_KEYS = frozenset(
         "training.micro_batch_sequences",
         "training.num_workers",
         "training.resize_check_every",
+        "training.shard_size",
         "training.threads_per_worker",
         "training.trackers",
     }
@@ -72,14 +73,24 @@ def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
+def operational_key(key: str) -> str:
+    """A dotted key as `OPERATIONAL_KEYS` has it: those of several teachers are those of one."""
+    if key.startswith("teachers."):
+        return "teacher." + key.split(".", 2)[2]
+    return key.removeprefix("teacher.make.")
+
+
 def _leaves(section: BaseModel, prefix: str) -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for name in type(section).model_fields:
         key, value = prefix + name, getattr(section, name)
-        if key.removeprefix("teacher.make.") in OPERATIONAL_KEYS:
+        if operational_key(key) in OPERATIONAL_KEYS:
             continue
         if isinstance(value, BaseModel):
             leaves += _leaves(value, f"{key}.")
+        elif key == "teachers":
+            for each, teacher in value.items():
+                leaves += _leaves(teacher, f"teachers.{each}.")
         else:
             leaves.append((key, json.loads(json.dumps(value, default=str))))
     return leaves

@@ -94,7 +94,8 @@ def _suggestion(place: tuple[str, ...]) -> str:
 def _keys_at(sections: list[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for section in sections:
-        model = _section_type(model.model_fields[section].annotation)
+        if section in model.model_fields:  # and not a name of the recipe's own, as below teachers
+            model = _section_type(model.model_fields[section].annotation)
     return list(model.model_fields)
 
 

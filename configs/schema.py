@@ -19,7 +19,11 @@ from pydantic import (
     model_validator,
 )
 
+ONLY_TEACHER = "teacher"  # name of the one teacher of a recipe that has no several
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# Part of an application's name and of the table's statistics, which keep 32 characters of a text.
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 
 
 def _check_workers(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -232,6 +236,9 @@ class TrainingConfig(Section):
     num_workers: NumWorkers = 1
     """Ray Train workers; each holds one FSDP2 shard of the student. A pair ``[min, max]`` lets the group shrink and
     grow with the cluster, at the same global batch and sample order."""
+    shard_size: PositiveInt | None = None
+    """Workers over which one copy of the student is spread, a node's GPUs say; the other workers hold further copies
+    (hybrid sharding). It divides the number of workers; unset spreads one copy over all of them."""
     resize_check_every: PositiveFloat = 60.0
     """Seconds between two looks whether an elastic group could have another number of workers."""
     threads_per_worker: PositiveInt = 1
@@ -319,7 +326,7 @@ class EngineConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The model that writes the completions."""
+    """A model that writes completions."""
 
     model: str | None = None
     """Hugging Face repository or local directory; exactly one of ``model`` and ``make`` is set."""
@@ -373,6 +380,10 @@ class PromptsConfig(Section):
     """Column with a chat."""
     answer_column: str = "answer"
     """Column with the reference answer, read when a verifier needs one."""
+    teacher_column: str | None = None
+    """Column with the name of the teacher that answers the row, one of ``teachers``."""
+    default_teacher: str | None = None
+    """Teacher of rows that name none; unset, such a row is a broken line."""
     limit: PositiveInt | None = None
     """Take only this many prompts (rows)."""
     on_broken_line: BrokenLinePolicy = BrokenLinePolicy.REFUSE
@@ -492,6 +503,8 @@ class EvaluationConfig(Section):
     """Draw held-out addition problems instead; they occur in no training prompt."""
     verifier: VerifierName = VerifierName.EXACT_ANSWER
     """How an answer is judged."""
+    teacher: str | None = None
+    """Which of several ``teachers`` is measured; unset takes the first."""
     max_tokens: PositiveInt = 1024
     """Longest answer (tokens); decoding is greedy."""
     batch_size: PositiveInt = 64
@@ -541,8 +554,11 @@ class RunConfig(Section):
     """Name of the run, used for its directory, its Serve application and its Ray jobs."""
     run_dir: str | None = None
     """Directory of the run, any fsspec URI; unset means ``runs/<name>`` under the project's root."""
-    teacher: TeacherConfig
-    """The model that writes the completions."""
+    teacher: TeacherConfig | None = None
+    """The model that writes the completions; exactly one of ``teacher`` and ``teachers`` is set."""
+    teachers: dict[TeacherName, TeacherConfig] = Field(default_factory=dict)
+    """Several teachers by name, each with replicas of its own and the keys of ``teacher`` but ``make``;
+    ``prompts.teacher_column`` says which of them answers a row."""
     prompts: PromptsConfig
     """Where prompts come from."""
     sampling: SamplingConfig = SamplingConfig()
@@ -562,6 +578,43 @@ class RunConfig(Section):
     deadlines: DeadlinesConfig = DeadlinesConfig()
     """How long each wait may take."""
 
+    @property
+    def pool(self) -> dict[str, TeacherConfig]:
+        """Every teacher by name; the one of the section ``teacher`` has that name."""
+        return {ONLY_TEACHER: self.teacher} if self.teacher is not None else self.teachers
+
+    @property
+    def main_teacher(self) -> str:
+        """Name of the teacher that is measured, and whose tokenizer a student from random weights takes."""
+        chosen = self.evaluation.teacher if self.evaluation is not None else None
+        return chosen or next(iter(self.pool))
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        if (self.teacher is None) == (not self.teachers):
+            raise ValueError("set exactly one of teacher (one teacher) and teachers (several by name)")
+        named = {
+            "prompts.default_teacher": self.prompts.default_teacher,
+            "evaluation.teacher": self.evaluation.teacher if self.evaluation is not None else None,
+        }
+        for key, name in named.items():
+            if name is not None and name not in self.teachers:
+                known = ", ".join(self.teachers) or "none: they are a section teachers"
+                raise ValueError(f"{key} ({name}) must be one of the recipe's teachers ({known})")
+        if self.teachers and self.prompts.default_teacher is None and self.prompts.teacher_column is None:
+            raise ValueError(
+                "teachers need prompts.teacher_column, which says which of them answers a row, or "
+                "prompts.default_teacher, which answers all"
+            )
+        if self.teachers and self.prompts.addition is not None and self.prompts.default_teacher is None:
+            raise ValueError("prompts.addition names no teachers; set prompts.default_teacher to the one that answers")
+        if self.prompts.teacher_column is not None and not self.teachers:
+            raise ValueError("prompts.teacher_column needs teachers, by the names that the column has")
+        made = [name for name, teacher in self.teachers.items() if teacher.make is not None]
+        if made:
+            raise ValueError(f"teachers.{made[0]}.make: only the section teacher can be made; give teachers a model")
+        return self
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.student.control and self.acceptance.verifier is VerifierName.NONE:
@@ -572,10 +625,17 @@ class RunConfig(Section):
             raise ValueError(
                 "training.objective.kl_weight needs the teacher's log-probabilities; set sampling.top_logprobs, 8 say"
             )
-        limit = self.teacher.engine.max_model_len
-        if limit is not None and self.sampling.max_tokens >= limit:
+        shard_size, workers = self.training.shard_size, self.training.num_workers
+        if shard_size is not None and (not isinstance(workers, int) or workers % shard_size):
             raise ValueError(
-                f"sampling.max_tokens ({self.sampling.max_tokens}) must be less than teacher.engine.max_model_len "
-                f"({limit}), which holds the prompt as well"
+                f"training.shard_size ({shard_size}) must divide training.num_workers, one number and not {workers}"
             )
+        for name, teacher in self.pool.items():
+            key = f"teachers.{name}" if self.teachers else "teacher"
+            limit = teacher.engine.max_model_len
+            if limit is not None and self.sampling.max_tokens >= limit:
+                raise ValueError(
+                    f"sampling.max_tokens ({self.sampling.max_tokens}) must be less than {key}.engine.max_model_len "
+                    f"({limit}), which holds the prompt as well"
+                )
         return self

@@ -29,6 +29,7 @@ PROMPTS_SCHEMA = pa.schema(
         pa.field("prompt", pa.string(), nullable=False),  # JSON: a list of {role, content}, or a plain string
         pa.field("answer", pa.string()),  # reference answer, where the source has one
         pa.field("error", pa.string()),  # why the source's line could not be read; such a row ends as failed
+        pa.field("teacher", pa.string()),  # which of several teachers answers, the same for all rows of a shard
     ]
 )
 
@@ -51,5 +52,6 @@ COMPLETIONS_SCHEMA = pa.schema(
         # (nats): as many a token as sampling.top_logprobs, one after another; null when that is 0.
         pa.field("completion_topk_ids", TOKEN_IDS),
         pa.field("completion_topk_logprobs", LOGPROBS),
+        pa.field("teacher", pa.string()),  # its name in the recipe's teachers; "teacher" where there is one
     ]
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from configs.schema import AcceptanceConfig, TruncationPolicy, VerifierName
+from configs.schema import ONLY_TEACHER, AcceptanceConfig, TruncationPolicy, VerifierName
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.generation import GenerateResult, Sample
 from services.verifiers import final_answer, is_correct
@@ -13,7 +13,7 @@ from services.verifiers import final_answer, is_correct
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the completions table, in the order of `COMPLETIONS_SCHEMA`.
+    """One row of the completions table, in the order of `COMPLETIONS_SCHEMA`, without its teacher.
 
     ``reason`` is None exactly for accepted rows and ``completion`` exactly for failed ones: the ledger is read from
     these null counts in the table's log.
@@ -96,10 +96,11 @@ def judge(
         )
 
 
-def rows_to_table(rows: list[Row]) -> pa.Table:
-    """Rows as an Arrow table with exactly the completions schema."""
-    columns = {name: [getattr(row, name) for row in rows] for name in COMPLETIONS_SCHEMA.names}
-    return pa.table(columns, schema=COMPLETIONS_SCHEMA)
+def rows_to_table(rows: list[Row], teacher: str = ONLY_TEACHER) -> pa.Table:
+    """One teacher's rows as an Arrow table with exactly the completions schema."""
+    names = [name for name in COMPLETIONS_SCHEMA.names if name != "teacher"]
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    return pa.table({**columns, "teacher": [teacher] * len(rows)}, schema=COMPLETIONS_SCHEMA)
 
 
 def _rejection(

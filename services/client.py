@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from configs.errors import DeadlineExceeded, UserError
-from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig, TruncationPolicy
+from configs.schema import ONLY_TEACHER, AcceptanceConfig, GenerationConfig, SamplingConfig, TruncationPolicy
 from configs.table import RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
 from services.generation import GenerateRequest, GenerateResult
@@ -70,6 +70,7 @@ class ClientSpec:
     commit_deadline_s: float
     replica_start_s: float = 0.0  # the first shards wait for a replica as well
     max_replicas: int = 1
+    teacher: str = ONLY_TEACHER
 
 
 class ShardClient:
@@ -110,7 +111,7 @@ class ShardClient:
         job = self._spec.tables[table]
         rows = self._wait_for_rows(job, shard, path)
         deadline_s = self._spec.commit_deadline_s
-        action = write_file(job.completions_uri, rows_to_table(rows), shard, job.footer, deadline_s)
+        action = write_file(job.completions_uri, rows_to_table(rows, self._spec.teacher), shard, job.footer, deadline_s)
         counts = Counter(row.status for row in rows)
         return {
             "table": table,

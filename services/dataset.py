@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from configs.errors import UserError
+from configs.schema import ONLY_TEACHER
 from configs.table import RowStatus
 from services.plan import read_shard
 from services.table import ShardFile, shard_files
@@ -59,6 +60,18 @@ class Seal:
 def read_ledger(uri: str, planned_rows: int) -> Ledger:
     """The ledger, from the log's statistics alone: no data file is opened."""
     return _count(list(shard_files(DeltaTable(uri))), planned_rows)
+
+
+def read_rows_by_teacher(uri: str) -> dict[str, dict[str, int]]:
+    """Accepted, rejected and failed rows of each teacher, from the log alone."""
+    files: dict[str, list[ShardFile]] = {}
+    for file in shard_files(DeltaTable(uri)):
+        files.setdefault(file.teacher or ONLY_TEACHER, []).append(file)
+    counts = {}
+    for teacher, those in sorted(files.items()):
+        ledger = _count(those, 0)
+        counts[teacher] = {"accepted": ledger.accepted, "rejected": ledger.rejected, "failed": ledger.failed}
+    return counts
 
 
 def count_rows(file: ShardFile) -> dict[str, int]:

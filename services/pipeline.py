@@ -9,9 +9,10 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, Queue
-from threading import Event, Thread
+from threading import Barrier, BrokenBarrierError, Event, Thread
 from typing import Any
 
 import ray
@@ -33,22 +34,30 @@ STREAM_END_S = 5.0  # for the pipeline to end by itself before its cluster is ta
 Summary = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One teacher's part of a run: what its clients need to know, and its shards, each ``{table, shard, path}``."""
+
+    spec: ClientSpec
+    tasks: list[dict[str, Any]]
+
+
 def stream_shards(
-    spec: ClientSpec,
-    tasks: list[dict[str, Any]],
+    feeds: list[Feed],
     on_silence: Callable[[float, int], None] = lambda *_: None,
     wait_for_teacher: Callable[[], None] = lambda: None,
 ) -> Generator[Summary]:
-    """Make the shard of each task ``{table, shard, path}``; yields a summary as each is committed.
+    """Make the shards of each teacher, all at the same time; yields a summary as each is committed.
 
     Claims the tables first: of two commands on one run the later goes on, and the earlier stops. ``on_silence`` is told
     of the seconds without a shard and of the shards that are missing, ten times before the run gives up.
-    ``wait_for_teacher`` returns when the first replica can answer; the clients start and render prompts meanwhile.
+    ``wait_for_teacher`` returns when replicas can answer; the clients start and render prompts meanwhile.
 
     Raises:
         UserError: why the run cannot go on, such as a later command.
         DeadlineExceeded: no shard came for ``spec.shard_deadline_s``; Ray Data itself would wait for ever.
     """
+    spec, tasks = feeds[0].spec, [task for feed in feeds for task in feed.tasks]
     uris = {name: spec.tables[name].completions_uri for name in sorted({task["table"] for task in tasks})}
     writers = {name: TableWriter(uri, COMPLETIONS_SCHEMA, spec.commit_deadline_s) for name, uri in uris.items()}
     committed = {(name, file.shard): file for name, writer in writers.items() for file in writer.files()}
@@ -67,8 +76,9 @@ def stream_shards(
             writer.require_newest()
         on_silence(silent_s, len(waiting))
 
-    todo = [task for task in tasks if (task["table"], task["shard"]) in waiting]
-    with _Stream(partial(_run_clients, spec, todo)) as stream:
+    with _Stream(
+        [partial(_run_clients, feed.spec, todo) for feed in feeds if (todo := _left(feed, waiting))]
+    ) as stream:
         wait_for_teacher()
         while waiting:
             summaries, error = stream.take(spec.shard_deadline_s, watch)
@@ -81,6 +91,10 @@ def stream_shards(
             yield from fresh.values()
             if error is not None and waiting:
                 raise error
+
+
+def _left(feed: Feed, waiting: set[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [task for task in feed.tasks if (task["table"], task["shard"]) in waiting]
 
 
 def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Summary]:
@@ -116,22 +130,28 @@ def _to_action(file: str) -> AddAction:
 
 
 class _Stream:
-    """Runs the clients on a thread, so that what they report can be taken together, and with a deadline."""
+    """Runs each teacher's clients on a thread, so that what they report can be taken together, with a deadline."""
 
-    def __init__(self, summaries: Callable[[], Generator[Summary]]) -> None:
-        self._summaries = summaries
+    def __init__(self, sources: list[Callable[[], Generator[Summary]]]) -> None:
         self._queue: Queue[Summary | Exception] = Queue()
         self._stop = Event()
         self._taken_at = 0.0
-        self._thread = Thread(target=self._pump, name="generate-stream", daemon=True)
+        self._last = Barrier(len(sources), action=self._end)
+        self._threads = [
+            Thread(target=self._pump, args=(each,), name="generate-stream", daemon=True) for each in sources
+        ]
 
     def __enter__(self) -> "_Stream":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=STREAM_END_S)
+        self._last.abort()
+        give_up_at = time.monotonic() + STREAM_END_S
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, give_up_at - time.monotonic()))
 
     def take(self, deadline_s: float, on_silence: Callable[[float], None]) -> tuple[list[Summary], Exception | None]:
         """All summaries that are there, at least one, and the error that ended the stream after them, if any."""
@@ -159,13 +179,18 @@ class _Stream:
         except Empty:
             return
 
-    def _pump(self) -> None:
+    def _pump(self, summaries: Callable[[], Generator[Summary]]) -> None:
         try:
-            with closing(self._summaries()) as stream:
+            with closing(summaries()) as stream:
                 for summary in stream:
                     self._queue.put(summary)
                     if self._stop.is_set():
                         return
-            self._queue.put(UserError("the teacher's clients ended before all shards were made; run the command again"))
+            self._last.wait()
+        except BrokenBarrierError:  # the reader has all it wants
+            return
         except Exception as error:  # raised again by the reader
             self._queue.put(error)
+
+    def _end(self) -> None:
+        self._queue.put(UserError("the teacher's clients ended before all shards were made; run the command again"))

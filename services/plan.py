@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import fsspec
@@ -48,7 +47,7 @@ def extend_plan(
     with _KnownIds() as known:
         known.add(_planned_ids(uri, planned_before))
         fresh = _take_new(prompts, known, counts)
-        for shard, members in enumerate(_in_groups(fresh, size), start=len(planned_before)):
+        for shard, members in enumerate(_in_shards(fresh, size), start=len(planned_before)):
             actions.append(write_file(uri, _to_table(members, shard), shard, {}, commit_deadline_s))
     if actions:
         writer = TableWriter(uri, PROMPTS_SCHEMA, commit_deadline_s)
@@ -122,9 +121,15 @@ def _take_new(prompts: Iterable[Prompt], known: _KnownIds, counts: _Counts) -> I
             yield prompt
 
 
-def _in_groups(prompts: Iterator[Prompt], size: int) -> Iterator[list[Prompt]]:
-    while group := list(islice(prompts, size)):
-        yield group
+def _in_shards(prompts: Iterator[Prompt], size: int) -> Iterator[list[Prompt]]:
+    """Groups of at most ``size`` prompts for one teacher each, in the order in which they are full."""
+    begun: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        group = begun.setdefault(prompt.teacher, [])
+        group.append(prompt)
+        if len(group) == size:
+            yield begun.pop(prompt.teacher)
+    yield from begun.values()
 
 
 def _to_table(rows: list[Prompt], shard: int) -> pa.Table:
@@ -135,6 +140,7 @@ def _to_table(rows: list[Prompt], shard: int) -> pa.Table:
             "prompt": [row.prompt for row in rows],
             "answer": [row.answer for row in rows],
             "error": [row.error for row in rows],
+            "teacher": [row.teacher for row in rows],
         },
         schema=PROMPTS_SCHEMA,
     )

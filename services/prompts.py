@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from gzip import BadGzipFile
 from itertools import islice
 from typing import Any
@@ -27,13 +27,15 @@ READ_ROWS = 1024  # rows of one Parquet batch: bounds memory whatever the size o
 class Prompt:
     """One prompt; ``prompt`` is canonical JSON of a string or of a list of role and content.
 
-    A line that could not be read keeps its raw text as ``prompt`` and says why in ``error``.
+    A line that could not be read keeps its raw text as ``prompt`` and says why in ``error``. ``teacher`` is None where
+    a recipe has only one.
     """
 
     prompt_id: str
     prompt: str
     answer: str | None = None
     error: str | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,18 @@ class _Row:
     error: str | None = None
 
 
-def read_prompts(config: PromptsConfig) -> Iterator[Prompt]:
-    """Yield the prompts of a source in its own order, duplicates included.
+def read_prompts(config: PromptsConfig, teachers: tuple[str, ...] = ()) -> Iterator[Prompt]:
+    """Yield the prompts of a source in its own order, duplicates included; ``teachers`` are those of the recipe.
 
     Raises:
         UserError: the source is missing, is of an unknown kind, or has a broken line and the recipe refuses those.
     """
     if config.addition is not None:
-        prompts: Iterable[Prompt] = read_addition(config.addition, held_out=False)
+        problems = read_addition(config.addition, held_out=False)
+        prompts: Iterable[Prompt] = (replace(each, teacher=config.default_teacher) for each in problems)
     else:
         assert config.source is not None
-        prompts = (_to_prompt(row, config) for row in _read_rows(config.source, config))
+        prompts = (_to_prompt(row, config, teachers) for row in _read_rows(config.source, config))
     return islice(prompts, config.limit)
 
 
@@ -69,19 +72,22 @@ def make_prompt(content: str | list[dict[str, Any]], answer: str | None = None) 
     return Prompt(hashlib.sha256(text.encode()).hexdigest()[:32], text, answer)
 
 
-def _to_prompt(row: _Row, config: PromptsConfig) -> Prompt:
-    problem = row.error or _shape_error(row.value, config)
+def _to_prompt(row: _Row, config: PromptsConfig, teachers: tuple[str, ...]) -> Prompt:
+    teacher = row.value.get(config.teacher_column or "") or config.default_teacher
+    problem = row.error or _shape_error(row.value, config) or _teacher_error(teacher, config, teachers)
     if problem is None:
         messages = row.value.get(config.messages_column)
         answer = row.value.get(config.answer_column)
         content = messages if messages is not None else row.value[config.prompt_column]
-        return make_prompt(content, None if answer is None else str(answer))
+        return replace(make_prompt(content, None if answer is None else str(answer)), teacher=teacher)
     if config.on_broken_line is BrokenLinePolicy.REFUSE:
         raise UserError(
             f"{row.place}: {problem}; mend the line, or set prompts.on_broken_line=fail_row to keep it as a failed row"
         )
     raw = json.dumps(row.value, sort_keys=True, default=str)  # escaped: what is broken may be a character
-    return Prompt(hashlib.sha256(raw.encode()).hexdigest()[:32], raw, error=f"{row.place}: {problem}")
+    prompt_id = hashlib.sha256(raw.encode()).hexdigest()[:32]
+    anyone = teachers[0] if teachers else None  # such a row is asked of nobody
+    return Prompt(prompt_id, raw, error=f"{row.place}: {problem}", teacher=anyone)
 
 
 def _shape_error(value: dict[str, Any], config: PromptsConfig) -> str | None:
@@ -99,6 +105,18 @@ def _shape_error(value: dict[str, Any], config: PromptsConfig) -> str | None:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             return f"each of {config.messages_column!r} needs a role and a content"
     return None if _is_text(json.dumps(messages, ensure_ascii=False, default=str)) else "has half a character"
+
+
+def _teacher_error(teacher: Any, config: PromptsConfig, teachers: tuple[str, ...]) -> str | None:
+    if not teachers or teacher in teachers:
+        return None
+    known = f"the recipe has {', '.join(teachers)}"
+    if teacher is None:
+        return (
+            f"names no teacher in {config.teacher_column!r} (prompts.teacher_column), "
+            f"and no prompts.default_teacher is set; {known}"
+        )
+    return f"{config.teacher_column!r} (prompts.teacher_column) names the teacher {teacher!r}; {known}"
 
 
 def _is_text(text: str) -> bool:

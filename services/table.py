@@ -47,6 +47,7 @@ class ShardFile:
     shard: int
     num_rows: int
     nulls: dict[str, int]
+    teacher: str | None = None
 
 
 def open_or_create(uri: str, schema: pa.Schema, name: str) -> DeltaTable:
@@ -218,6 +219,7 @@ def shard_files(table: DeltaTable) -> Iterator[ShardFile]:
             shard=columns["min.shard"][row],
             num_rows=columns["num_records"][row],
             nulls={column: columns[name][row] or 0 for column, name in null_counts.items()},
+            teacher=columns["min.teacher"][row] if "min.teacher" in columns else None,
         )
 
 

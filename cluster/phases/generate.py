@@ -1,48 +1,49 @@
-"""GENERATE: the teacher answers held-out problems, then the prompts; each shard is committed as it is done."""
+"""GENERATE: the teachers answer held-out problems, then the prompts; each shard is committed as it is done."""
 
-import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.context import RunContext
 from cluster.models import teacher_source
 from cluster.phases.plan import evaluation_uris, planned_rows
-from cluster.session import LOOPBACK
+from cluster.teachers import (
+    app_name,
+    describe_teachers,
+    read_engine,
+    start_teachers,
+    stop_teachers,
+    wait_for_teacher,
+)
 from configs.errors import UserError
 from configs.identity import generation_fingerprint
-from configs.schema import AcceptanceConfig, EngineKind, EvaluationConfig, RunConfig, SamplingConfig, TruncationPolicy
+from configs.schema import (
+    AcceptanceConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    SamplingConfig,
+    TeacherConfig,
+    TruncationPolicy,
+)
 from configs.table import RowStatus
 from services.backlog import BacklogReporter
 from services.client import ClientSpec, TableJob
 from services.dataset import pending_shards, read_ledger
-from services.engine_settings import engine_kind, find_differences
 from services.plan import read_plan
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
-
-    from services.deployment import TeacherApp
+    from services.pipeline import Feed
 
 WINDOW_SLACK = 1.25  # calls are of many rows, and a call's rows all return before the next call takes their place
 COMPLETIONS, EVALUATION = "completions", "evaluation"
 
 
-def app_name(ctx: RunContext) -> str:
-    """Name of the run's Serve application, so that runs on one cluster don't touch each other's."""
-    return f"teacher-{ctx.config.name}"
-
-
 def generate(ctx: RunContext) -> dict[str, Any]:
     """Make every pending shard; without any, the phase is done as it is."""
     tables = _tables(ctx)
-    tasks = [
-        {"table": name, "shard": shard.shard, "path": shard.path}
-        for name, table in tables.items()
-        for shard in pending_shards(table.prompts_uri, table.completions_uri)
-    ]
+    tasks = _pending_tasks(ctx, tables)
     if not tasks and (record := ctx.run_dir.phase_record("generate")) is not None:
         return record
     return ctx.finish("generate", lambda: _generate(ctx, tables, tasks))
@@ -78,129 +79,75 @@ def _greedy(evaluation: EvaluationConfig) -> SamplingConfig:
     return SamplingConfig(temperature=0.0, max_tokens=evaluation.max_tokens, truncation=TruncationPolicy.KEEP)
 
 
-def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    engine = None
+def _pending_tasks(ctx: RunContext, tables: dict[str, TableJob]) -> dict[str, list[dict[str, Any]]]:
+    """The shards that each teacher has yet to make, held-out problems first; teachers without any are left out."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for name, table in tables.items():
+        for shard in pending_shards(table.prompts_uri, table.completions_uri):
+            teacher = shard.teacher or ctx.config.main_teacher  # held-out problems name none
+            tasks.setdefault(teacher, []).append({"table": name, "shard": shard.shard, "path": shard.path})
+    return tasks
+
+
+def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    engines = {}
     if tasks:
-        teacher = _start_teacher(ctx)
         try:
-            engine = _stream(ctx, teacher, tables, tasks)
+            engines = _stream(ctx, tables, tasks)
         except BaseException:
-            stop_service(ctx)
+            if ctx.has_session:
+                stop_teachers(ctx.config)
             raise
     ledger = read_ledger(ctx.run_dir.completions_uri, planned_rows(ctx).num_rows)
     _show_ledger(ctx, ledger.to_dict())
-    return {"ledger": ledger.to_dict(), "engine": engine}
-
-
-def start_http_service(ctx: RunContext, port: int) -> None:
-    """Deploy the teacher behind the OpenAI-compatible endpoint at ``port``, and wait for its first replica."""
-    app = _teacher_app(ctx, EngineKind.ASYNC)
-    ctx.progress.update(detail="loading Ray Serve")
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        # Serve's controller starts while this process imports vLLM, each for seconds on a core of its own.
-        started = beside.submit(_start_serve, port)
-        from services import llm_teacher  # noqa: F401
-
-        started.result()
-    from services.deployment import start_http_teacher
-
-    start_http_teacher(app)
-    _wait_for_teacher(ctx)
-
-
-def _start_teacher(ctx: RunContext) -> "DeploymentHandle":
-    """Deploy the teacher; its replicas load while its clients start."""
-    app = _teacher_app(ctx)
-    ctx.progress.update(detail="loading Ray Serve")
-    _start_serve(None)
-    from services.deployment import start_teacher
-
-    return start_teacher(app)
-
-
-def _teacher_app(ctx: RunContext, kind: EngineKind | None = None) -> "TeacherApp":
-    session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
-    from services.deployment import TeacherApp
-
-    device = session.device(config.teacher.engine.device, config.teacher.accelerator_type)
-    return TeacherApp(
-        name=app_name(ctx),
-        served_name=config.name,
-        model=teacher_source(config, ctx.run_dir).model,
-        teacher=config.teacher,
-        device=device,
-        kind=kind or engine_kind(config.teacher.engine, device),
-    )
-
-
-def _wait_for_teacher(ctx: RunContext) -> None:
-    from services.deployment import wait_until_ready
-
-    wait_until_ready(
-        app_name(ctx),
-        ctx.config.deadlines.replica_start,
-        lambda message: ctx.progress.update(detail=f"waiting for the first teacher replica ({message})"),
-    )
-    ctx.progress.update(detail="")
-
-
-def _start_serve(http_port: int | None) -> None:
-    """Start Serve's controller; with a port also its HTTP proxy, on loopback."""
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
-    serve.start(
-        proxy_location="Disabled" if http_port is None else "HeadOnly",
-        http_options=None if http_port is None else {"host": LOOPBACK, "port": http_port},
-        logging_config={"log_level": "WARNING"},
-    )
-
-
-def stop_service(ctx: RunContext) -> None:
-    """Ask for the teacher's removal; HAND OVER waits for it."""
-    from services.deployment import delete_teacher
-
-    delete_teacher(app_name(ctx))
+    engine = engines.get(ctx.config.main_teacher) or next(iter(engines.values()), None)
+    return {"ledger": ledger.to_dict(), "engine": engine, "engines": engines}
 
 
 def _stream(
-    ctx: RunContext, teacher: "DeploymentHandle", tables: dict[str, TableJob], tasks: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Make the shards; returns the engine's configuration as vLLM resolved it."""
-    from services.pipeline import stream_shards
+    ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, list[dict[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Make the shards; returns each teacher's engine as vLLM resolved it."""
+    handles = start_teachers(ctx, list(tasks))
+    from services.pipeline import Feed, stream_shards
 
-    engine: dict[str, Any] = {}
+    engines: dict[str, dict[str, Any]] = {}
 
-    def wait_for_teacher() -> None:
-        _wait_for_teacher(ctx)
-        engine.update(teacher.describe.remote().result(timeout_s=ctx.config.deadlines.request))
-        engine["differs"] = find_differences(ctx.config.teacher.engine, engine)
-        _show_engine(ctx, engine)
+    def wait_for_teachers() -> None:
+        for teacher, handle in handles.items():
+            wait_for_teacher(ctx, teacher)
+            engines[teacher] = read_engine(ctx, teacher, handle)
 
-    summaries = stream_shards(_client_spec(ctx, tables), tasks, partial(_report_silence, ctx), wait_for_teacher)
-    with BacklogReporter(teacher, _rows_left(tables), ctx.config.teacher.deadline) as backlog:
-        _show_summaries(ctx, summaries, backlog, sum(task["table"] == EVALUATION for task in tasks))
-    return engine
-
-
-def _show_engine(ctx: RunContext, engine: dict[str, Any]) -> None:
-    shown = ", ".join(f"{key} {value}" for key, value in engine.items() if key not in ("engine", "differs"))
-    ctx.progress.say(f"generate: teacher engine {engine['engine']}: {shown}")
-    for sentence in engine["differs"]:
-        ctx.progress.say(f"generate: {sentence}")
+    feeds = {teacher: Feed(_client_spec(ctx, tables, teacher), todo) for teacher, todo in tasks.items()}
+    summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx), wait_for_teachers)
+    with ExitStack() as reporters:
+        backlogs = {
+            teacher: reporters.enter_context(
+                BacklogReporter(handles[teacher], _rows_left(feed), ctx.config.pool[teacher].deadline)
+            )
+            for teacher, feed in feeds.items()
+        }
+        _show_summaries(ctx, summaries, feeds, backlogs)
+    return engines
 
 
 def _show_summaries(
-    ctx: RunContext, summaries: Iterator[dict[str, Any]], backlog: BacklogReporter, evaluation_left: int
+    ctx: RunContext,
+    summaries: Iterator[dict[str, Any]],
+    feeds: dict[str, "Feed"],
+    backlogs: dict[str, BacklogReporter],
 ) -> None:
-    """Take summaries of committed shards as they come, for the progress, the backlog and the check of the teacher."""
+    """Take summaries of committed shards as they come, for the progress, the backlogs and the check of the teacher."""
+    teachers = {(task["table"], task["shard"]): name for name, feed in feeds.items() for task in feed.tasks}
+    evaluation_left = sum(table == EVALUATION for table, _ in teachers)
     plan = planned_rows(ctx)
     counts = read_ledger(ctx.run_dir.completions_uri, plan.num_rows).to_dict()
     tokens, started = 0, time.monotonic()
     ctx.progress.expect(plan.num_rows, "rows", plan.num_rows - counts["pending"])
     for summary in summaries:
         tokens += summary["completion_tokens"]
-        backlog.take_off(sum(summary[status] for status in RowStatus))
+        teacher = teachers[summary["table"], summary["shard"]]
+        backlogs[teacher].take_off(sum(summary[status] for status in RowStatus))
         if summary["table"] == EVALUATION:
             evaluation_left -= 1
             if evaluation_left == 0:
@@ -218,44 +165,50 @@ def _show_summaries(
         )
 
 
-def _rows_left(tables: dict[str, TableJob]) -> int:
-    ledgers = (
-        read_ledger(table.completions_uri, read_plan(table.prompts_uri, table.sampling.n).num_rows)
-        for table in tables.values()
+def _rows_left(feed: "Feed") -> int:
+    """Rows of a teacher's pending shards, from the logs of what was planned."""
+    shards = {(task["table"], task["shard"]) for task in feed.tasks}
+    return sum(
+        file.num_rows * table.sampling.n
+        for name, table in feed.spec.tables.items()
+        for file in pending_shards(table.prompts_uri, table.completions_uri)
+        if (name, file.shard) in shards
     )
-    return sum(ledger.pending for ledger in ledgers)
 
 
-def _client_spec(ctx: RunContext, tables: dict[str, TableJob]) -> ClientSpec:
-    config, source = ctx.config, teacher_source(ctx.config, ctx.run_dir)
+def _client_spec(ctx: RunContext, tables: dict[str, TableJob], name: str) -> ClientSpec:
+    config, source = ctx.config, teacher_source(ctx.config, ctx.run_dir, name)
+    teacher = config.pool[name]
     return ClientSpec(
-        app_name=app_name(ctx),
+        app_name=app_name(config, name),
         tables=tables,
         tokenizer=source.model,
         tokenizer_revision=source.revision,
-        chat_template_kwargs=config.teacher.chat_template_kwargs,
-        trust_remote_code=config.teacher.trust_remote_code,
+        chat_template_kwargs=teacher.chat_template_kwargs,
+        trust_remote_code=teacher.trust_remote_code,
         generation=config.generation,
-        window_rows=window_rows(config),
+        window_rows=window_rows(config.generation, teacher),
         request_deadline_s=config.deadlines.request,
         shard_deadline_s=config.deadlines.no_progress,
         commit_deadline_s=config.deadlines.commit,
+        max_replicas=teacher.max_replicas,
         replica_start_s=config.deadlines.replica_start,
+        teacher=name,
     )
 
 
-def window_rows(config: RunConfig) -> int:
+def window_rows(generation: GenerationConfig, teacher: TeacherConfig) -> int:
     """Rows each client keeps in flight: enough that every replica always has the next row waiting."""
-    if config.generation.window_rows is not None:
-        return config.generation.window_rows
-    decoded = config.teacher.engine.max_num_seqs * config.teacher.max_replicas
-    return max(1, round(WINDOW_SLACK * decoded / config.generation.clients))
+    if generation.window_rows is not None:
+        return generation.window_rows
+    decoded = teacher.engine.max_num_seqs * teacher.max_replicas
+    return max(1, round(WINDOW_SLACK * decoded / generation.clients))
 
 
 def _check_teacher(ctx: RunContext) -> None:
     accuracy = teacher_accuracy(ctx)
     ctx.progress.say(f"generate: the teacher solves {accuracy:.1%} of the held-out problems")
-    make = ctx.config.teacher.make
+    make = ctx.config.pool[ctx.config.main_teacher].make
     if make is not None and accuracy < make.min_accuracy:
         raise UserError(
             f"the home-made teacher solves {accuracy:.1%} of the held-out problems, less than "
@@ -264,12 +217,10 @@ def _check_teacher(ctx: RunContext) -> None:
 
 
 def _report_silence(ctx: RunContext, silent_s: float, shards: int) -> None:
-    """Long before the run gives up: what it waits for, and what Serve has to say of the teacher."""
-    from services.deployment import describe_teacher
-
+    """Long before the run gives up: what it waits for, and what Serve has to say of the teachers."""
     ctx.progress.say(
         f"generate: no shard was finished for {silent_s:.0f} s (at most {ctx.config.deadlines.no_progress:.0f} s, "
-        f"deadlines.no_progress); {shards} wait for the teacher, of which Serve says: {describe_teacher(app_name(ctx))}"
+        f"deadlines.no_progress); {shards} wait for the teacher, of which Serve says: {describe_teachers(ctx.config)}"
     )
 
 

@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from cluster.context import RunContext
-from cluster.phases.generate import app_name
 from cluster.session import describe_free
+from cluster.teachers import app_names
 from configs.errors import DeadlineExceeded
 
 POLL_S = 0.1
@@ -25,12 +25,13 @@ def _hand_over(ctx: RunContext) -> dict[str, Any]:
     import ray
     from ray import serve
 
-    name = app_name(ctx)
-    held_at_first = _held_by(name)
-    if name in serve.status().applications:
-        serve.delete(name, _blocking=False)
+    names = app_names(ctx.config)
+    held_at_first = _held_by(names)
+    for name in names:
+        if name in serve.status().applications:
+            serve.delete(name, _blocking=False)
     give_up_at = time.monotonic() + ctx.config.deadlines.hand_over
-    while held := _held_by(name):
+    while held := _held_by(names):
         if time.monotonic() > give_up_at:
             raise DeadlineExceeded(
                 f"the teacher was not gone after {ctx.config.deadlines.hand_over:.0f} s (deadlines.hand_over); "
@@ -42,8 +43,13 @@ def _hand_over(ctx: RunContext) -> dict[str, Any]:
     return {"waited_for": held_at_first, "free": describe_free(ray.available_resources())}
 
 
-def _held_by(name: str) -> list[str]:
-    """What the application still holds, in words: its replicas as Serve knows them, and their placement groups."""
+def _held_by(names: list[str]) -> list[str]:
+    """What the applications still hold, in words."""
+    return [held for name in names for held in _held_by_one(name)]
+
+
+def _held_by_one(name: str) -> list[str]:
+    """Its replicas as Serve knows them, and their placement groups."""
     from ray import serve
     from ray.util import placement_group_table
 

@@ -31,7 +31,7 @@ _SCHEMA = pa.schema(
 
 def make_teacher(ctx: RunContext) -> dict[str, Any] | None:
     """Train the teacher unless it is there; returns the phase's record, None when the recipe loads a teacher."""
-    make = ctx.config.teacher.make
+    make = ctx.config.pool[ctx.config.main_teacher].make
     if make is None:
         return None
     directory = made_teacher_dir(make, ctx.run_dir)

@@ -42,7 +42,7 @@ def _plan(ctx: RunContext) -> dict[str, Any]:
     transfer = check_models(config, ctx.run_dir)
     made = extend_plan(
         ctx.run_dir.prompts_uri,
-        read_prompts(config.prompts),
+        read_prompts(config.prompts, tuple(config.teachers)),
         samples_per_prompt=config.sampling.n,
         shard_rows=config.generation.shard_rows,
         commit_deadline_s=config.deadlines.commit,
@@ -88,8 +88,9 @@ def held_out_prompts(evaluation: EvaluationConfig, prompts: PromptsConfig) -> It
     """The evaluation's problems. Raises `UserError` when one has no answer."""
     if evaluation.addition is not None:
         return read_addition(evaluation.addition, held_out=True)
-    # The same columns as the prompts, but all of its rows.
-    source = prompts.model_copy(update={"source": evaluation.source, "addition": None, "limit": None})
+    # The same columns as the prompts, but all of its rows, and for the main teacher.
+    changed = {"source": evaluation.source, "addition": None, "limit": None, "teacher_column": None}
+    source = prompts.model_copy(update=changed | {"default_teacher": None})
     return (_needs_answer(prompt) for prompt in read_prompts(source))
 
 

@@ -83,7 +83,7 @@ def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any)
         output_dir="",
         training=training,
         trust_remote_code=config.student.trust_remote_code,
-        template_kwargs=config.teacher.chat_template_kwargs,
+        template_kwargs=config.pool[config.main_teacher].chat_template_kwargs,
     )
     return replace(job, output_dir=ctx.run_dir.uri("training", f"{name}-{job.fingerprint()[:12]}"))
 
@@ -97,7 +97,8 @@ def _write_answers(ctx: RunContext) -> DataFile:
     from services.template import PromptRenderer
 
     teacher = teacher_source(ctx.config, ctx.run_dir)
-    tokenizer = PromptRenderer.load(teacher.model, teacher.revision, {}, ctx.config.teacher.trust_remote_code).tokenizer
+    trust_remote_code = ctx.config.pool[ctx.config.main_teacher].trust_remote_code
+    tokenizer = PromptRenderer.load(teacher.model, teacher.revision, {}, trust_remote_code).tokenizer
     path, num_rows = ctx.run_dir.uri(f"{name}.parquet"), 0
     fsspec.url_to_fs(path)[0].makedirs(ctx.run_dir.uri("control"), exist_ok=True)
     columns = ["prompt_id", "status", "prompt", "completion", "prompt_token_ids"]

@@ -9,8 +9,8 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
 from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig
@@ -21,6 +21,9 @@ from services.dataset import Seal, pending_shards, read_ledger, seal
 from services.plan import extend_plan, read_plan
 from services.prompts import Prompt, make_prompt
 from services.table import open_or_create
+
+if TYPE_CHECKING:
+    from services.pipeline import Feed
 
 # Key of the files' footer that names the directory of the faults. In an environment variable of the job it would forbid
 # Ray to use the workers that it has started beforehand.
@@ -49,6 +52,7 @@ class DriverJob:
     commit_deadline_s: float = 30.0
     fault_dir: str = ""
     tells_backlog: bool = False
+    teachers: tuple[str, ...] = ()  # applications beside each other, in place of ``app_name``: prompts go round
 
     @property
     def prompts_uri(self) -> str:
@@ -145,12 +149,14 @@ def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, An
     from ray import serve
 
     import services.pipeline
+    from services.pipeline import Feed
     from tests.chaos.clients import ChaosClient, ChaosWriter
 
     ChaosWriter.faults = job.fault_dir
     vars(services.pipeline).update(ShardClient=ChaosClient, TableWriter=ChaosWriter)
     ray.init(job.address, log_to_driver=False, logging_level="ERROR")
-    summaries = services.pipeline.stream_shards(client_spec(job), todo, _report_silence)
+    feeds = _route(job, todo) if job.teachers else [Feed(client_spec(job), todo)]
+    summaries = services.pipeline.stream_shards(feeds, _report_silence)
     if not job.tells_backlog:
         yield from ({"event": "shard", **summary} for summary in summaries)
         return
@@ -158,6 +164,19 @@ def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, An
         for summary in summaries:
             backlog.take_off(sum(summary[status] for status in RowStatus))
             yield {"event": "shard", **summary}
+
+
+def _route(job: DriverJob, todo: list[dict[str, Any]]) -> "list[Feed]":
+    from services.pipeline import Feed
+
+    teachers = {file.shard: file.teacher for file in pending_shards(job.prompts_uri, job.completions_uri)}
+    return [
+        Feed(
+            replace(client_spec(job), app_name=name, teacher=name),
+            [task for task in todo if teachers[task["shard"]] == name],
+        )
+        for name in job.teachers
+    ]
 
 
 def _report_silence(silent_s: float, shards: int) -> None:
@@ -169,7 +188,9 @@ def _say(**event: Any) -> None:
 
 
 def _prompts(job: DriverJob) -> Iterator[Prompt]:
-    return (make_prompt(text) for text in job.prompts)
+    for number, text in enumerate(job.prompts):
+        teacher = job.teachers[number % len(job.teachers)] if job.teachers else None
+        yield replace(make_prompt(text), teacher=teacher)
 
 
 def _word(number: int) -> str:

@@ -126,7 +126,7 @@ def stream(
 ) -> Iterator[Summary]:
     """`stream_shards` on one client in this process, which begins a shard when the one before is committed."""
     with _clients_replaced():
-        yield from services.pipeline.stream_shards(client_spec(job), todo, on_silence)
+        yield from services.pipeline.stream_shards([services.pipeline.Feed(client_spec(job), todo)], on_silence)
 
 
 def to_block(rows: list[Task]) -> pa.Table:

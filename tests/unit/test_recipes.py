@@ -81,7 +81,7 @@ def test_recipe_keeps_its_clients_windows_full(recipe: Path) -> None:
     """A client works on a few shards at once: a wider window would never fill, a narrower one idles the teacher."""
     config = load_run_config(recipe)
     generation, teacher = config.generation, config.teacher
-    window = window_rows(config)
+    window = window_rows(generation, teacher)
     rows_in_flight = generation.clients * window
     assert rows_in_flight >= teacher.max_replicas * teacher.engine.max_num_seqs
     assert window <= SHARDS_AT_ONCE * generation.shard_rows

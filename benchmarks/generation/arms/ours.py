@@ -120,10 +120,10 @@ class OursArm:
         )
 
     def _run(self, spec: ClientSpec, tasks: list[dict[str, Any]]) -> list[RowDone]:
-        from services.pipeline import stream_shards
+        from services.pipeline import Feed, stream_shards
 
         started = time.time()
-        for _ in stream_shards(spec, tasks):
+        for _ in stream_shards([Feed(spec, tasks)]):
             pass
         return _read_rows(spec.tables["completions"].completions_uri, _replies_since(started))
 

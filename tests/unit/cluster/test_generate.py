@@ -3,13 +3,13 @@
 import pytest
 
 from cluster.phases.generate import window_rows
-from tests.unit.configs.trees import make_config
+from configs.schema import EngineConfig, GenerationConfig, TeacherConfig
 
 pytestmark = pytest.mark.unit
 
 
 def test_window_rows_of_the_recipe_are_taken() -> None:
-    assert window_rows(make_config(generation__window_rows=7)) == 7
+    assert window_rows(GenerationConfig(window_rows=7), TeacherConfig(model="m")) == 7
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,5 @@ def test_window_rows_of_the_recipe_are_taken() -> None:
 def test_window_rows_of_all_clients_are_a_quarter_more_than_is_decoded(
     max_num_seqs: int, replicas: int, clients: int, rows: int
 ) -> None:
-    config = make_config(
-        teacher__engine__max_num_seqs=max_num_seqs, teacher__max_replicas=replicas, generation__clients=clients
-    )
-    assert window_rows(config) == rows
+    teacher = TeacherConfig(model="m", engine=EngineConfig(max_num_seqs=max_num_seqs), max_replicas=replicas)
+    assert window_rows(GenerationConfig(clients=clients), teacher) == rows

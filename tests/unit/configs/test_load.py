@@ -56,17 +56,18 @@ def test_load_override_leaves_the_keys_beside_it(recipe: Path) -> None:
         ("sampling.stop", "[]", ()),
         ("training.max_steps", "null", None),
         ("training.max_steps", "", None),
+        ("training.num_workers", "[1,2]", (1, 2)),
         ("student.device", "gpu", Device.GPU),
         ("run_dir", "s3://bucket/runs/a=b", "s3://bucket/runs/a=b"),
-        ("teacher.engine.extra", "{enable_prefix_caching: false}", {"enable_prefix_caching": False}),
-        ("teacher.engine.extra.quantization", "fp8", {"quantization": "fp8"}),
+        ("teacher.engine.extra", "{async_scheduling: false}", {"async_scheduling": False}),
+        ("teacher.engine.extra.kv_cache_dtype", "fp8", {"kv_cache_dtype": "fp8"}),
         ("teacher.chat_template_kwargs", "{enable_thinking: no}", {"enable_thinking": "no"}),  # YAML 1.2
     ],
 )
 def test_load_override_value_is_yaml(recipe: Path, key: str, text: str, value: Any) -> None:
     config = load_run_config(recipe, ("training.max_steps=7", f"{key}={text}"))
     # An open section has the keys a user gives it; its own value is the whole mapping.
-    found = value_at(config, key.removesuffix(".quantization"))
+    found = value_at(config, key.removesuffix(".kv_cache_dtype"))
     assert found == value
     assert type(found) is type(value)
 
@@ -88,6 +89,8 @@ def test_load_number_without_a_point_in_the_recipe_is_a_number(tmp_path: Path) -
         ("zzz=5", ["unknown key zzz", "a recipe has", "teacher", "deadlines"]),
         ("training.epochs=many", ["training.epochs", "integer", "'many'"]),
         ("training.epochs=0", ["training.epochs", "greater than 0", "not 0"]),
+        ("training.num_workers=[2,1]", ["training.num_workers", "a pair [min, max]", "not [2, 1]"]),
+        ("training.num_workers=some", ["training.num_workers: must be a number of workers", "not 'some'"]),
         ("sampling.top_p=1.5", ["sampling.top_p", "less than or equal to 1", "1.5"]),
         ("sampling.temperature=.nan", ["sampling.temperature"]),
         ("sampling.stop=END", ["sampling.stop", "'END'"]),
@@ -139,7 +142,7 @@ def test_load_recipe_that_is_no_yaml_is_refused_with_the_line(tmp_path: Path, te
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("missing", ["name", "teacher", "prompts", "student"])
+@pytest.mark.parametrize("missing", ["name", "prompts", "student"])
 def test_load_required_section_that_is_missing_is_named(missing: str) -> None:
     tree = {key: value for key, value in TREE.items() if key != missing}
     with pytest.raises(UserError, match=f"here.yaml: {missing} is required"):

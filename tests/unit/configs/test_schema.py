@@ -80,6 +80,15 @@ def test_divergence_needs_the_teachers_logprobs() -> None:
     assert config.training.objective.kl_weight == 0.5
 
 
+@pytest.mark.parametrize(("workers", "accepted"), [(4, True), (6, False), ([2, 4], False)])
+def test_shard_size_divides_a_fixed_number_of_workers(workers: Any, accepted: bool) -> None:
+    if accepted:
+        assert make_config(training__num_workers=workers, training__shard_size=4).training.shard_size == 4
+    else:
+        message = refusal(training__num_workers=workers, training__shard_size=4)
+        assert "training.shard_size (4) must divide training.num_workers" in message
+
+
 def test_batch_of_a_step_is_said_in_sequences_or_in_tokens() -> None:
     message = "exactly one of batch_sequences (sequences of a step) and batch_tokens"
     assert message in refusal(training__batch_tokens=4096)

@@ -57,6 +57,7 @@ OPERATIONAL: dict[str, Any] = {
     "training.micro_batch_sequences": 2,
     "training.num_workers": [1, 2],
     "training.resize_check_every": 7.0,
+    "training.shard_size": 1,
     "training.threads_per_worker": 2,
     "training.trackers": [],
 }

@@ -54,10 +54,10 @@ def make_rows(prompt_ids: Sequence[str], samples: int = 1, shard: int = 0) -> li
     return [make_row(prompt_id, index, shard) for prompt_id in prompt_ids for index in range(samples)]
 
 
-def commit_rows(uri: Path, rows: list[Row], shard: int = 0) -> None:
+def commit_rows(uri: Path, rows: list[Row], shard: int = 0, teacher: str = "teacher") -> None:
     """Store one shard of completions and add it to the table, which is made when it is missing."""
     open_or_create(str(uri), COMPLETIONS_SCHEMA, "completions")
-    action = write_file(str(uri), rows_to_table(rows), shard, {}, DEADLINE_S)
+    action = write_file(str(uri), rows_to_table(rows, teacher), shard, {}, DEADLINE_S)
     TableWriter(str(uri), COMPLETIONS_SCHEMA, DEADLINE_S).add([action])
 
 

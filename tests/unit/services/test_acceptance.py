@@ -117,5 +117,6 @@ def test_null_reasons_and_completions_are_what_the_ledger_counts(
 
 def test_rows_to_table_keeps_every_column() -> None:
     [row] = rows(sample("it is 5"))
-    [stored] = rows_to_table([row]).to_pylist()
-    assert stored == {name: getattr(row, name) for name in COMPLETIONS_SCHEMA.names}
+    [stored] = rows_to_table([row], "larger").to_pylist()
+    assert stored.pop("teacher") == "larger"
+    assert stored == {name: getattr(row, name) for name in COMPLETIONS_SCHEMA.names if name != "teacher"}

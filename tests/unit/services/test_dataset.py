@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
-from services.dataset import NAMED_IDS, Ledger, count_rows, pending_shards, read_ledger, seal
+from services.dataset import (
+    NAMED_IDS,
+    Ledger,
+    count_rows,
+    pending_shards,
+    read_ledger,
+    read_rows_by_teacher,
+    seal,
+)
 from services.table import open_or_create, shard_files
 from tests.unit.services.shards import (
     commit_plan,
@@ -82,6 +90,17 @@ def test_ledger_is_read_from_the_log_alone(prompts: Path, completions: Path) -> 
     for file in completions.glob("*.parquet"):
         file.unlink()
     assert read_ledger(str(completions), 20) == Ledger(planned=20, accepted=20, rejected=0, failed=0)
+
+
+def test_rows_of_each_teacher_are_counted_from_the_log(tmp_path: Path) -> None:
+    uri = tmp_path / "completions"
+    commit_rows(uri, [make_row("a" * 32), make_row("b" * 32, status=RowStatus.FAILED)], 0, "small")
+    commit_rows(uri, make_rows(["c" * 32, "d" * 32], samples=2, shard=1), 1, "large")
+    commit_rows(uri, [make_row("e" * 32, shard=2, status=RowStatus.REJECTED)], 2, "small")
+    assert read_rows_by_teacher(str(uri)) == {
+        "large": {"accepted": 4, "rejected": 0, "failed": 0},
+        "small": {"accepted": 1, "rejected": 1, "failed": 1},
+    }
 
 
 def test_count_rows_of_one_shard_leaves_the_others_out(completions: Path) -> None:

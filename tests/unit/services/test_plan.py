@@ -1,6 +1,7 @@
 """Shards are cut once: planning again only adds, and two that plan at once cannot both add."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +31,23 @@ def test_plan_cuts_prompts_into_shards_in_their_order(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "prompts", prompts, shard_rows=4)
     assert (plan.num_shards, plan.num_prompts, plan.num_rows, plan.new_prompts, plan.duplicates) == (3, 10, 10, 10, 0)
     assert planned_ids(tmp_path / "prompts") == [ids(prompts[:4]), ids(prompts[4:8]), ids(prompts[8:])]
+
+
+def test_plan_shard_is_of_one_teacher_and_says_so(tmp_path: Path) -> None:
+    prompts = [replace(each, teacher="ab"[n % 3 > 0]) for n, each in enumerate(make_prompts(10))]
+    plan = make_plan(tmp_path / "prompts", prompts, shard_rows=4)
+    assert (plan.num_shards, plan.num_prompts) == (3, 10)
+    files = list(shard_files(DeltaTable(str(tmp_path / "prompts"))))
+    assert [(file.teacher, file.num_rows) for file in files] == [("b", 4), ("a", 4), ("b", 2)]
+    planned = {
+        row: file.teacher for file, rows in zip(files, planned_ids(tmp_path / "prompts"), strict=True) for row in rows
+    }
+    assert planned == {each.prompt_id: each.teacher for each in prompts}
+
+
+def test_plan_of_one_teacher_names_none(tmp_path: Path) -> None:
+    make_plan(tmp_path / "prompts", make_prompts(3))
+    assert [file.teacher for file in shard_files(DeltaTable(str(tmp_path / "prompts")))] == [None]
 
 
 def test_plan_shard_holds_the_prompts_as_they_were_read(tmp_path: Path) -> None:

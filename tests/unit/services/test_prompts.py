@@ -252,3 +252,48 @@ def test_gzip_file_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
 def test_chat_whose_messages_have_different_fields_has_one_id_in_every_format(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "system", "content": "a", "name": "n"}, {"role": "user", "content": "b"}]}]
     assert read(write_parquet(tmp_path / "a.parquet", rows)) == read(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+TEACHERS = ("small", "large")
+
+
+def read_routed(path: Path, rows: list[Any], **settings: Any) -> list[Prompt]:
+    source = write_jsonl(path, rows)
+    return list(read_prompts(PromptsConfig(source=str(source), teacher_column="by", **settings), TEACHERS))
+
+
+def test_rows_are_routed_by_their_column_and_keep_their_ids(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "by": "large"}, {"prompt": "b", "by": "small"}]
+    prompts = read_routed(tmp_path / "p.jsonl", rows)
+    assert [each.teacher for each in prompts] == ["large", "small"]
+    assert [each.prompt_id for each in prompts] == [make_prompt("a").prompt_id, make_prompt("b").prompt_id]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a"}, {"prompt": "a", "by": None}, {"prompt": "a", "by": ""}])
+def test_row_that_names_no_teacher_goes_to_the_default(tmp_path: Path, row: dict[str, Any]) -> None:
+    [prompt] = read_routed(tmp_path / "p.jsonl", [row], default_teacher="large")
+    assert prompt.teacher == "large"
+
+
+@pytest.mark.parametrize(
+    ("row", "needles"),
+    [
+        ({"prompt": "a"}, ["names no teacher in 'by'", "prompts.default_teacher", "small, large"]),
+        ({"prompt": "a", "by": "huge"}, ["'by'", "'huge'", "small, large"]),
+        ({"prompt": "a", "by": ["small"]}, ["'by'", "['small']"]),
+    ],
+)
+def test_row_without_a_teacher_is_refused_with_its_place(
+    tmp_path: Path, row: dict[str, Any], needles: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        read_routed(tmp_path / "p.jsonl", [{"prompt": "b", "by": "small"}, row])
+    for needle in ["p.jsonl:2", *needles]:
+        assert needle in str(error.value)
+
+
+def test_row_without_a_teacher_is_kept_as_a_broken_line_when_the_recipe_says_so(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "by": "huge"}]
+    [prompt] = read_routed(tmp_path / "p.jsonl", rows, on_broken_line=BrokenLinePolicy.FAIL_ROW)
+    assert prompt.error is not None
+    assert prompt.teacher in TEACHERS

@@ -1,0 +1,119 @@
+"""The run's teachers as Serve applications: their names, their start, the wait for replicas, and their end."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from cluster.context import RunContext
+from cluster.models import teacher_source
+from cluster.session import LOOPBACK
+from configs.schema import EngineKind, RunConfig
+from services.engine_settings import engine_kind, find_differences
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from services.deployment import TeacherApp
+
+
+def app_name(config: RunConfig, teacher: str) -> str:
+    """Name of a teacher's Serve application, so that runs on one cluster don't touch each other's."""
+    return f"teacher-{config.name}" if not config.teachers else f"teacher-{config.name}-{teacher}"
+
+
+def app_names(config: RunConfig) -> list[str]:
+    """Of all the run's teachers."""
+    return [app_name(config, teacher) for teacher in config.pool]
+
+
+def start_teachers(ctx: RunContext, teachers: list[str]) -> dict[str, "DeploymentHandle"]:
+    """Deploy the teachers of these names; their replicas load while their clients start."""
+    apps = {teacher: _to_app(ctx, teacher) for teacher in teachers}
+    ctx.progress.update(detail="loading Ray Serve")
+    _start_serve(None)
+    from services.deployment import start_teacher
+
+    return {teacher: start_teacher(app) for teacher, app in apps.items()}
+
+
+def start_http_teacher(ctx: RunContext, port: int) -> None:
+    """Deploy the main teacher behind the OpenAI-compatible endpoint at ``port``, and wait for its first replica."""
+    teacher = ctx.config.main_teacher
+    app = _to_app(ctx, teacher, EngineKind.ASYNC)
+    ctx.progress.update(detail="loading Ray Serve")
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # Serve's controller starts while this process imports vLLM, each for seconds on a core of its own.
+        started = beside.submit(_start_serve, port)
+        from services import llm_teacher  # noqa: F401
+
+        started.result()
+    from services import deployment
+
+    deployment.start_http_teacher(app)
+    wait_for_teacher(ctx, teacher)
+
+
+def wait_for_teacher(ctx: RunContext, teacher: str) -> None:
+    """Until a replica of it can answer. Raises `UserError` when none can be built, `DeadlineExceeded` when none is."""
+    from services.deployment import wait_until_ready
+
+    wait_until_ready(
+        app_name(ctx.config, teacher),
+        ctx.config.deadlines.replica_start,
+        lambda message: ctx.progress.update(detail=f"waiting for the first teacher replica ({message})"),
+    )
+    ctx.progress.update(detail="")
+
+
+def read_engine(ctx: RunContext, teacher: str, handle: "DeploymentHandle") -> dict[str, Any]:
+    """The engine's configuration as vLLM resolved it, shown; ``differs`` are sentences on what the recipe asked for."""
+    engine: dict[str, Any] = handle.describe.remote().result(timeout_s=ctx.config.deadlines.request)
+    differs = find_differences(ctx.config.pool[teacher].engine, engine)
+    shown = ", ".join(f"{key} {value}" for key, value in engine.items() if key != "engine")
+    ctx.progress.say(f"generate: {teacher} runs vLLM {engine['engine']}: {shown}")
+    for sentence in differs:
+        ctx.progress.say(f"generate: {teacher}: {sentence}")
+    return {**engine, "differs": differs}
+
+
+def describe_teachers(config: RunConfig) -> str:
+    """What Serve has to say of each. Raises `UserError` when it has given up on one."""
+    from services.deployment import describe_teacher
+
+    return "; ".join(f"{name}: {describe_teacher(name)}" for name in app_names(config))
+
+
+def stop_teachers(config: RunConfig) -> None:
+    """Ask for their removal; HAND OVER waits for it."""
+    from services.deployment import delete_teacher
+
+    for name in app_names(config):
+        delete_teacher(name)
+
+
+def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "TeacherApp":
+    session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
+    from services.deployment import TeacherApp
+
+    teacher = config.pool[name]
+    device = session.device(teacher.engine.device, teacher.accelerator_type)
+    return TeacherApp(
+        name=app_name(config, name),
+        served_name=config.name,
+        model=teacher_source(config, ctx.run_dir, name).model,
+        teacher=teacher,
+        device=device,
+        kind=kind or engine_kind(teacher.engine, device),
+    )
+
+
+def _start_serve(http_port: int | None) -> None:
+    """Start Serve's controller; with a port also its HTTP proxy, on loopback."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
+    serve.start(
+        proxy_location="Disabled" if http_port is None else "HeadOnly",
+        http_options=None if http_port is None else {"host": LOOPBACK, "port": http_port},
+        logging_config={"log_level": "WARNING"},
+    )
