@@ -42,6 +42,7 @@ OPERATIONAL_KEYS = frozenset(
         "micro_batch_sequences",
         "num_workers",
         "resize_check_every",
+        "shard_size",
         "threads_per_worker",
         "trackers",
     }

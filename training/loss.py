@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 from torch.nn.functional import cross_entropy, linear
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from configs.schema import ObjectiveConfig
@@ -120,13 +119,63 @@ def sum_loss(
     rows = max(1, chunk_logits // weight_VD.shape[0])
     if len(targets_N) <= rows:
         return _chunk_loss(hidden_ND, weight_VD, bias_V, targets_N, transform, teacher)
-    hiddens, targets = torch.split(hidden_ND, rows), torch.split(targets_N, rows)
-    teachers = [None] * len(targets) if teacher is None else teacher.split(rows)
-    losses = [
-        checkpoint(_chunk_loss, hidden, weight_VD, bias_V, target, transform, part, use_reentrant=False)
-        for hidden, target, part in zip(hiddens, targets, teachers, strict=True)
-    ]
-    return torch.stack(losses).sum()
+    apply: Any = _ChunkedLoss.apply  # torch leaves it untyped
+    loss: torch.Tensor = apply(hidden_ND, weight_VD, bias_V, targets_N, transform, teacher, rows)
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The loss of one chunk after another, each with its gradient, so that no logits are computed twice or kept.
+
+    The backward pass scales what the forward pass found (as in Hsu et al. 2024, "Liger Kernel", section 3.2). The
+    gradient of the head is summed up in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        transform: LogitTransform,
+        teacher: TeacherTopK | None,
+        rows: int,
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=hidden_ND.device)
+        wants_hidden, *wants_head = ctx.needs_input_grad[:3]
+        hidden_grads: list[torch.Tensor] = []
+        leaves: list[Any]
+        head_grads = [
+            torch.zeros_like(tensor, dtype=torch.float32) if wanted and tensor is not None else None
+            for tensor, wanted in zip((weight_VD, bias_V), wants_head, strict=True)
+        ]
+        hiddens, targets = torch.split(hidden_ND, rows), torch.split(targets_N, rows)
+        teachers = [None] * len(targets) if teacher is None else teacher.split(rows)
+        for hidden, target, part in zip(hiddens, targets, teachers, strict=True):
+            with torch.enable_grad():
+                leaves = [
+                    None if tensor is None else tensor.detach().requires_grad_(wanted)
+                    for tensor, wanted in zip((hidden, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
+                ]
+                loss = _chunk_loss(leaves[0], leaves[1], leaves[2], target, transform, part)
+            total += loss.detach()
+            learnt = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+            grads = iter(torch.autograd.grad(loss, learnt) if learnt else ())
+            if wants_hidden:
+                hidden_grads.append(next(grads))
+            for sum_ in head_grads:
+                if sum_ is not None:
+                    sum_ += next(grads)
+        ctx.save_for_backward(torch.cat(hidden_grads) if hidden_grads else None, *head_grads)
+        ctx.dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, *head = ctx.saved_tensors
+        scaled = (None if tensor is None else (tensor * grad).to(ctx.dtype) for tensor in (hidden, *head))
+        return (*scaled, None, None, None, None)
 
 
 def _chunk_loss(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from configs.errors import UserError
@@ -112,6 +112,9 @@ def _local_device(device: JobDevice) -> torch.device:
 def shard_model(model: torch.nn.Module, layers: list[torch.nn.Module], config: TrainingConfig, world: World) -> None:
     """Spread ``model`` over the world in place: one FSDP2 group per large decoder layer and one for the rest.
 
+    With ``training.shard_size`` there are several copies, each spread over that many neighbouring ranks, so that what
+    is gathered stays within a node and only gradients leave it. UserError when it does not divide the world.
+
     Parameters stay float32; with dtype bfloat16 they are gathered and used in bfloat16 and gradients are reduced in
     float32. One process in float32 needs none of it and is left as it is.
     """
@@ -122,7 +125,7 @@ def shard_model(model: torch.nn.Module, layers: list[torch.nn.Module], config: T
             # FSDP2 also does the mixed precision, so that the numbers are the same in one process as in many.
             backend = "nccl" if world.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        mesh = init_device_mesh(world.device.type, (world.size,))
+        mesh = _build_mesh(config.shard_size or world.size, world)
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if is_bfloat16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -133,3 +136,15 @@ def shard_model(model: torch.nn.Module, layers: list[torch.nn.Module], config: T
     if config.compile:
         for layer in layers:
             layer.compile()
+
+
+def _build_mesh(shard_size: int, world: World) -> DeviceMesh:
+    if world.size % shard_size:
+        raise UserError(
+            f"training.shard_size ({shard_size}) must divide the number of workers, {world.size}; set it to a divisor, "
+            "or leave it out to spread one copy over all of them"
+        )
+    if shard_size == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
+    shape = (world.size // shard_size, shard_size)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))

@@ -176,3 +176,19 @@ def test_student_with_loss_blends_while_training_and_measures_cross_entropy_alon
     plain = StudentWithLoss(model)(*collate_packs([[row]], 8, 0).tensors())
     assert student.eval()(*batch.tensors()) == plain
     assert student.train()(*batch.tensors()) != plain
+
+
+def test_sum_loss_in_chunks_bfloat16_sums_the_heads_gradient_in_float32() -> None:
+    # 4,000 chunks of one token add 0.5 to the same weight: bfloat16 would stop growing at 128.
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.ones(4000, 1, dtype=torch.bfloat16)
+    sum_loss(hidden, weight, None, torch.zeros(4000).long(), chunk_logits=2).backward()
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == [-2000.0, 2000.0]
+
+
+def test_sum_loss_in_chunks_of_a_frozen_head_gives_the_hidden_states_their_gradient() -> None:
+    hidden, weight, targets = torch.randn(9, 4, requires_grad=True), torch.randn(7, 4), torch.randint(7, (9,))
+    [expected] = torch.autograd.grad(sum_loss(hidden, weight, None, targets), hidden)
+    [found] = torch.autograd.grad(2 * sum_loss(hidden, weight, None, targets, chunk_logits=14), hidden)
+    torch.testing.assert_close(found, 2 * expected)
