@@ -111,9 +111,10 @@ def _pack_windows(corpus: Corpus, config: TrainingConfig, windows: list[Int64s])
     carried = np.zeros(0, np.int64)
     for place, window in enumerate(windows):
         rows = np.concatenate([carried, window])
+        lengths = corpus.lengths[rows].tolist()
         packs, waiting = [], []
-        for pack in pack_rows(corpus.lengths[rows].tolist(), config.sequence_length):
-            is_full = corpus.lengths[rows[pack]].sum() >= _FULL * config.sequence_length
+        for pack in pack_rows(lengths, config.sequence_length):
+            is_full = sum(lengths[i] for i in pack) >= _FULL * config.sequence_length
             if is_full or min(pack) < len(carried) or place == len(windows) - 1:
                 packs.append(rows[pack])
             else:
