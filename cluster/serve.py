@@ -27,4 +27,4 @@ def serve_teacher(ctx: "RunContext", port: int) -> None:
             ctx.progress.say(f"serving {ctx.config.name} at http://127.0.0.1:{port}/v1 (Ctrl-C ends it)")
             threading.Event().wait()
     finally:
-        stop_teachers(ctx.config)
+        stop_teachers(ctx.config, [ctx.config.main_teacher])

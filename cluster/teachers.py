@@ -76,19 +76,20 @@ def read_engine(ctx: RunContext, teacher: str, handle: "DeploymentHandle") -> di
     return {**engine, "differs": differs}
 
 
-def describe_teachers(config: RunConfig) -> str:
-    """What Serve has to say of each. Raises `UserError` when it has given up on one."""
+def describe_teachers(config: RunConfig, teachers: list[str]) -> str:
+    """What Serve has to say of each of those that were started. Raises `UserError` when it has given up on one."""
     from services.deployment import describe_teacher
 
-    return "; ".join(f"{name}: {describe_teacher(name)}" for name in app_names(config))
+    described = {teacher: describe_teacher(app_name(config, teacher)) for teacher in teachers}
+    return "; ".join(f"{teacher}: {words}" if config.teachers else words for teacher, words in described.items())
 
 
-def stop_teachers(config: RunConfig) -> None:
+def stop_teachers(config: RunConfig, teachers: list[str]) -> None:
     """Ask for their removal; HAND OVER waits for it."""
     from services.deployment import delete_teacher
 
-    for name in app_names(config):
-        delete_teacher(name)
+    for teacher in teachers:
+        delete_teacher(app_name(config, teacher))
 
 
 def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "TeacherApp":

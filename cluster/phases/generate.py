@@ -34,6 +34,8 @@ from services.dataset import pending_shards, read_ledger
 from services.plan import read_plan
 
 if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
     from services.pipeline import Feed
 
 WINDOW_SLACK = 1.25  # calls are of many rows, and a call's rows all return before the next call takes their place
@@ -92,11 +94,11 @@ def _pending_tasks(ctx: RunContext, tables: dict[str, TableJob]) -> dict[str, li
 def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     engines = {}
     if tasks:
+        handles = start_teachers(ctx, list(tasks))
         try:
-            engines = _stream(ctx, tables, tasks)
+            engines = _stream(ctx, handles, tables, tasks)
         except BaseException:
-            if ctx.has_session:
-                stop_teachers(ctx.config)
+            stop_teachers(ctx.config, list(tasks))
             raise
     ledger = read_ledger(ctx.run_dir.completions_uri, planned_rows(ctx).num_rows)
     _show_ledger(ctx, ledger.to_dict())
@@ -105,10 +107,12 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
 
 
 def _stream(
-    ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, list[dict[str, Any]]]
+    ctx: RunContext,
+    handles: dict[str, "DeploymentHandle"],
+    tables: dict[str, TableJob],
+    tasks: dict[str, list[dict[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
     """Make the shards; returns each teacher's engine as vLLM resolved it."""
-    handles = start_teachers(ctx, list(tasks))
     from services.pipeline import Feed, stream_shards
 
     engines: dict[str, dict[str, Any]] = {}
@@ -119,7 +123,7 @@ def _stream(
             engines[teacher] = read_engine(ctx, teacher, handle)
 
     feeds = {teacher: Feed(_client_spec(ctx, tables, teacher), todo) for teacher, todo in tasks.items()}
-    summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx), wait_for_teachers)
+    summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx, list(feeds)), wait_for_teachers)
     with ExitStack() as reporters:
         backlogs = {
             teacher: reporters.enter_context(
@@ -216,11 +220,12 @@ def _check_teacher(ctx: RunContext) -> None:
         )
 
 
-def _report_silence(ctx: RunContext, silent_s: float, shards: int) -> None:
+def _report_silence(ctx: RunContext, teachers: list[str], silent_s: float, shards: int) -> None:
     """Long before the run gives up: what it waits for, and what Serve has to say of the teachers."""
+    words = describe_teachers(ctx.config, teachers)
     ctx.progress.say(
         f"generate: no shard was finished for {silent_s:.0f} s (at most {ctx.config.deadlines.no_progress:.0f} s, "
-        f"deadlines.no_progress); {shards} wait for the teacher, of which Serve says: {describe_teachers(ctx.config)}"
+        f"deadlines.no_progress); {shards} wait for the teacher, of which Serve says: {words}"
     )
 
 
