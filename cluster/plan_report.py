@@ -25,16 +25,18 @@ def print_plan(config: RunConfig) -> None:
     run_dir, seen, rows, asked = RunDir.of(config), set[bytes](), 0, Counter[str | None]()
     for prompt in read_prompts(config.prompts, tuple(config.teachers)):
         rows += 1
-        asked[prompt.teacher] += 1
+        digest = hashlib.sha256(prompt.prompt_id.encode()).digest()[:8]
+        asked[prompt.teacher] += digest not in seen
         if len(seen) < IDS_COUNTED:
-            seen.add(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8])
+            seen.add(digest)
     if rows == 0:
         raise UserError("prompts: the source has no prompts; it must have at least one row")
     if config.evaluation is not None:
         held_out = sum(1 for _ in held_out_prompts(config.evaluation, config.prompts))
     prompts = rows if rows > IDS_COUNTED else len(seen)
     samples = prompts * config.sampling.n
-    shards = -(-prompts // prompts_per_shard(config.generation.shard_rows, config.sampling.n))
+    size = prompts_per_shard(config.generation.shard_rows, config.sampling.n)
+    shards = sum(-(-number // size) for number in asked.values())
     training = config.training
     lines = [
         f"run       {config.name} in {run_dir.root}",
