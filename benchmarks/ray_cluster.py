@@ -16,6 +16,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "GRPC_VERBOSITY": "ERROR",
+    "RAY_worker_niceness": "0",  # as the processes of other arms; Ray's default is 15
 }
 
 
