@@ -1,0 +1,108 @@
+"""An elastic group of Ray Train workers: 2, then 1 as a node is drained, then 2, with an undisturbed run's losses."""
+
+import json
+import queue
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+from configs.schema import OptimizerConfig
+from tests.integration.ranks import FINISHED, run_ranks
+from tests.unit.training.tiny import make_job
+from training.job import StepMetrics, TrainJob
+from training.trainer import fit
+
+pytestmark = pytest.mark.integration
+
+NOTICE_SECONDS = 8
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Two nodes of one CPU each."""
+    # Ray's sockets live below it, and their paths may have 107 bytes only.
+    with tempfile.TemporaryDirectory(prefix="ray-") as directory, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        environment.setenv("OMP_NUM_THREADS", "1")
+        environment.setenv("RAY_TMPDIR", directory)
+        nodes = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": f"{directory}/ray"},
+        )
+        nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, log_to_driver=False)
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def training_workers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if "RayTrainWorker" in " ".join(p.as_dict(["cmdline"])["cmdline"] or [])]
+
+
+def drain(address: str, node_id: str) -> None:
+    """Do to a node what a cloud does to one it takes back."""
+    deadline_ms = int((time.time() + NOTICE_SECONDS) * 1000)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = ray._raylet.GcsClient(address=address).drain_node(node_id, reason, "taken back", deadline_ms)
+    assert accepted, why
+
+
+def losses_of(job: TrainJob) -> list[float]:
+    return [json.loads(line)["loss"] for line in Path(job.output_dir, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_fit_elastic_group_shrinks_on_notice_and_grows_again_with_the_losses_of_an_undisturbed_run(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    job = make_job(
+        tmp_path,
+        num_rows=1000,
+        num_workers=(1, 2),
+        batch_sequences=32,
+        micro_batch_sequences=1,
+        max_steps=120,
+        checkpoint_every=10,
+        keep_checkpoints=100,
+        evaluate_every=1000,
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+    )
+    lines: queue.Queue[StepMetrics | None] = queue.Queue()
+    groups: list[set[int]] = []  # process ids of the workers, a group at a time
+    with ThreadPoolExecutor(1) as executor:  # Ray starts nodes in the main thread only
+        fitted = executor.submit(fit, job, max_failures=1, worker_start_deadline_s=60, on_metrics=lines.put)
+        fitted.add_done_callback(lambda _: lines.put(None))
+        while lines.get(timeout=100) is not None:
+            workers = [worker for worker in training_workers() if not any(worker.pid in pids for pids in groups)]
+            if not workers:
+                continue
+            groups.append({worker.pid for worker in workers})
+            if len(groups) == 1:
+                (node,) = cluster.worker_nodes
+                drain(cluster.address, node.node_id)
+            elif len(groups) == 2:
+                workers[0].send_signal(signal.SIGSTOP)
+                cluster.remove_node(node, allow_graceful=False)
+                cluster.add_node(num_cpus=1)
+                # Ray would see the node at its next look, within 20 s.
+                coordinator = get_or_create_autoscaling_coordinator()
+                ray.get(coordinator.get_reserved_resources.remote("test", recompute=True))
+                workers[0].kill()
+        result = fitted.result()
+    assert result.num_steps == 120
+    assert [len(pids) for pids in groups] == [2, 1, 2]
+    whole = replace(job, output_dir=f"{job.output_dir}-whole")
+    assert run_ranks(whole, 2) == [FINISHED, FINISHED]
+    assert losses_of(job) == pytest.approx(losses_of(whole), abs=1e-5)
