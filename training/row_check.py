@@ -50,6 +50,7 @@ def check_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> None:
         )
     if not job.training.check_rows:
         return
+    special, num_rows, num_empty = _special_ids(tokenizer), 0, 0
     for file, row in _sample_rows(job.files, job.training.check_rows):
         if job.transfer is Transfer.TEXT:
             [ids] = tokenise_rows([row], tokenizer, job.template_kwargs).to_pylist()
@@ -62,6 +63,14 @@ def check_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"the row of prompt {row['prompt_id']} in {file.path!r} would be learnt wrongly: {problem}; or set "
                 "training.check_rows=0 to train on such rows all the same"
             )
+        num_rows += 1
+        num_empty += set(row["completion_token_ids"] or []) <= special
+    # One empty answer is an answer; nothing else is a mistake.
+    if num_rows and num_empty == num_rows:
+        raise UserError(
+            f"the loss of all {num_rows} rows looked at is on special tokens alone, so the student would learn to say "
+            "nothing; look at the completions in the table, or set training.check_rows=0"
+        )
 
 
 def _sample_rows(files: tuple[DataFile, ...], num_rows: int) -> Iterator[tuple[DataFile, dict[str, Any]]]:
@@ -119,9 +128,6 @@ def _find_token_problem(
         )
     if not prompt_ids:
         return "it has no prompt tokens, so its loss would be on the whole row; plan and generate the rows again"
-    if set(completion_ids) <= _special_ids(tokenizer):
-        text = tokenizer.decode(completion_ids)
-        return f"its loss is on special tokens alone ({text!r}); raise acceptance.min_completion_tokens"
     return None
 
 

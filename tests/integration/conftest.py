@@ -15,7 +15,9 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gpt2_without_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with other token ids and no chat template."""
-    return make_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2", "z0123456789+=; abcdefghijklmnopqrstuvwxy?.", template=False)
+    return make_model(
+        tmp_path_factory.mktemp("models") / "gpt2", "gpt2", "z0123456789+=; abcdefghijklmnopqrstuvwxy?.", template=False
+    )
 
 
 @pytest.fixture(scope="session")

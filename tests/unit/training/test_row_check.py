@@ -74,7 +74,6 @@ def test_find_problem_row_of_its_own_template_has_none(transfer: Transfer, templ
     [
         ("it is 7", {"completion_token_ids": [999, 2]}, "has the token 999 and the student's tokenizer has 47"),
         ("it is 7", {"prompt_token_ids": []}, "no prompt tokens, so its loss would be on the whole row"),
-        ("", {}, "loss is on special tokens alone"),
         ("it is 7", {"completion": "it is 8"}, "'it is 8' becomes tokens that read 'it is 7'"),
         ("it is 7", {"completion_token_ids": [11, 22]}, "becomes tokens that read"),
         ("3+4</think>7", {}, "thinking is opened 0 times and closed 1 times"),
@@ -129,6 +128,19 @@ def test_check_rows_names_the_prompt_the_file_and_the_key(tmp_path: Path, transf
         check_rows(job, tokenizer)
     for part in (rows[7]["prompt_id"], "rows.parquet", "'1é2' becomes tokens that read", "training.check_rows=0"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("num_answers", [0, 1])
+def test_check_rows_empty_answers_are_refused_where_there_is_nothing_else(tmp_path: Path, num_answers: int) -> None:
+    empty = make_rows(5, completion="", completion_token_ids=[2])
+    file = write_rows(tmp_path / "rows.parquet", empty + make_rows(num_answers, seed=1))
+    job = make_job(tmp_path, num_rows=2, files=(file,))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(job.tokenizer)
+    if num_answers:
+        check_rows(job, tokenizer)
+        return
+    with pytest.raises(UserError, match="loss of all 5 rows looked at is on special tokens alone"):
+        check_rows(job, tokenizer)
 
 
 @pytest.mark.parametrize("check", [0, 7])
