@@ -47,7 +47,9 @@ def make_metrics() -> str:
             "loss_tokens_per_s": 15000.0,
             "seconds": 0.5,
             "data_wait_s": 0.001,
+            "checkpoint_blocked_s": 0.01,
             "peak_memory_mib": 500.0,
+            "time": 1_700_000_000.0 + step,
             "evaluation_loss": 0.5 if step == 20 else None,
         }
         for step in (10, 20)
