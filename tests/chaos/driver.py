@@ -117,6 +117,22 @@ def client_spec(job: DriverJob) -> ClientSpec:
     )
 
 
+def feeds(job: DriverJob, todo: list[dict[str, Any]]) -> "list[Feed]":
+    """The shards to be made, by the teacher that makes them."""
+    from services.pipeline import Feed
+
+    if not job.teachers:
+        return [Feed(client_spec(job), todo)]
+    teachers = {file.shard: file.teacher for file in pending_shards(job.prompts_uri, job.completions_uri)}
+    return [
+        Feed(
+            replace(client_spec(job), app_name=name, teacher=name),
+            [task for task in todo if teachers[task["shard"]] == name],
+        )
+        for name in job.teachers
+    ]
+
+
 def run(job: DriverJob) -> Iterator[dict[str, Any]]:
     """All of the run; yields an event as each thing is done."""
     plan(job)
@@ -149,14 +165,12 @@ def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, An
     from ray import serve
 
     import services.pipeline
-    from services.pipeline import Feed
     from tests.chaos.clients import ChaosClient, ChaosWriter
 
     ChaosWriter.faults = job.fault_dir
     vars(services.pipeline).update(ShardClient=ChaosClient, TableWriter=ChaosWriter)
     ray.init(job.address, log_to_driver=False, logging_level="ERROR")
-    feeds = _route(job, todo) if job.teachers else [Feed(client_spec(job), todo)]
-    summaries = services.pipeline.stream_shards(feeds, _report_silence)
+    summaries = services.pipeline.stream_shards(feeds(job, todo), _report_silence)
     if not job.tells_backlog:
         yield from ({"event": "shard", **summary} for summary in summaries)
         return
@@ -164,19 +178,6 @@ def _stream(job: DriverJob, todo: list[dict[str, Any]]) -> Iterator[dict[str, An
         for summary in summaries:
             backlog.take_off(sum(summary[status] for status in RowStatus))
             yield {"event": "shard", **summary}
-
-
-def _route(job: DriverJob, todo: list[dict[str, Any]]) -> "list[Feed]":
-    from services.pipeline import Feed
-
-    teachers = {file.shard: file.teacher for file in pending_shards(job.prompts_uri, job.completions_uri)}
-    return [
-        Feed(
-            replace(client_spec(job), app_name=name, teacher=name),
-            [task for task in todo if teachers[task["shard"]] == name],
-        )
-        for name in job.teachers
-    ]
 
 
 def _report_silence(silent_s: float, shards: int) -> None:

@@ -28,7 +28,7 @@ from services.dataset import Seal, seal
 from services.generation import GenerateRequest, GenerateResult
 from services.table import TableWriter
 from tests.chaos.clients import REFUSED, StandInRenderer
-from tests.chaos.driver import DriverJob, client_spec, make_prompts, plan, tasks
+from tests.chaos.driver import DriverJob, feeds, make_prompts, plan, tasks
 
 TASKS = pa.schema([("table", pa.string()), ("shard", pa.int32()), ("path", pa.string())])
 TURN_S = 2.0  # for a shard to be committed before the next one is begun all the same
@@ -126,7 +126,7 @@ def stream(
 ) -> Iterator[Summary]:
     """`stream_shards` on one client in this process, which begins a shard when the one before is committed."""
     with _clients_replaced():
-        yield from services.pipeline.stream_shards([services.pipeline.Feed(client_spec(job), todo)], on_silence)
+        yield from services.pipeline.stream_shards(feeds(job, todo), on_silence)
 
 
 def to_block(rows: list[Task]) -> pa.Table:
