@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.statistics import Interval, median_interval, paired_ratio
 from benchmarks.training.arms import WARM_UP_STEPS
 from benchmarks.training.goals import Line
-from benchmarks.training.throughput import Run, open_arm, prepare, rotate, run_once
+from benchmarks.training.throughput import Run, open_arm, prepare, run_once
 from benchmarks.training.workload import Workload
 
 CHECKPOINTS = 2  # in one measured run
@@ -29,7 +29,7 @@ def measure_checkpoints(workload: Workload, every: int, pairs: int, directory: P
     prepared = prepare(replace(workload, num_steps=num_steps), directory / "checkpoints")
     with open_arm("torchrun", sorted(os.sched_getaffinity(0)), cache) as child:
         for pair in range(pairs):
-            for mode in rotate(list(modes), pair):
+            for mode in list(modes)[:: -1 if pair % 2 else 1]:
                 order = prepared.order(directory / f"checkpoints-{mode}-{pair}", **modes[mode])
                 run = run_once(child, order)
                 runs[mode].append(run)

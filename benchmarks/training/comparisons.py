@@ -17,7 +17,8 @@ def compare_arms(runs: dict[str, list[Run]]) -> list[Line]:
     for name, theirs in runs.items():
         if name == "torchrun" or not ours or not theirs:
             continue
-        pair = (theirs, ours) if name == "ray-train" else (ours, theirs)
+        same_rounds = ours[: len(theirs)]
+        pair = (theirs, same_rounds) if name == "ray-train" else (same_rounds, theirs)
         ratio = paired_ratio(*([run.tokens_per_s for run in side] for side in pair))
         cpu = paired_ratio(*([run.cpu_s_per_1000 for run in side] for side in reversed(pair)))
         lines.append(Line(name, ratio, f"by CPU-seconds {cpu.median:.3f} [{cpu.low:.3f}, {cpu.high:.3f}]"))

@@ -34,19 +34,22 @@ class Sizes:
     recovery: Workload
     memory: Workload
     pairs: int
+    trl_pairs: int
     checkpoint_every: int
     checkpoint_pairs: int
     packing_windows: int
     packing_repeats: int
 
 
-SMALL = Workload("tiny", 256, 2, num_rows=1024, median_row=24, num_steps=40)
+# Five sequences do not divide by two workers, so that the sums differ in their order and an empty sequence fills up.
+SMALL = Workload("tiny", 256, 5, num_rows=2048, median_row=24, num_steps=40)
 DEFAULT = Sizes(
     throughput=Workload("5m", 1024, 2, num_rows=4096, median_row=96, num_steps=WARM_UP_STEPS + 6),
     curve=Workload("5m", 1024, 1, num_rows=4096, median_row=96, num_steps=50),
     recovery=SMALL,
-    memory=Workload("100m", 256, 2, num_rows=256, median_row=24, num_steps=3),
-    pairs=7,
+    memory=Workload("80m", 128, 2, num_rows=256, median_row=24, num_steps=3),
+    pairs=10,
+    trl_pairs=4,  # its goals are far from 1
     checkpoint_every=8,
     checkpoint_pairs=3,
     packing_windows=16,
@@ -56,8 +59,9 @@ QUICK = Sizes(
     throughput=Workload("tiny", 256, 2, num_rows=1024, median_row=24, num_steps=WARM_UP_STEPS + 10),
     curve=Workload("tiny", 256, 2, num_rows=1024, median_row=24, num_steps=50),
     recovery=SMALL,
-    memory=Workload("29m", 256, 2, num_rows=256, median_row=24, num_steps=3),
+    memory=Workload("29m", 128, 2, num_rows=256, median_row=24, num_steps=3),
     pairs=2,
+    trl_pairs=1,
     checkpoint_every=5,
     checkpoint_pairs=1,
     packing_windows=4,
@@ -108,7 +112,7 @@ class Bench:
             "checkpoint": lambda: measure_checkpoints(
                 self._shaped(sizes.throughput), sizes.checkpoint_every, sizes.checkpoint_pairs, directory, options.cache
             ),
-            "memory": lambda: measure_memory(sizes.memory, SMALL, directory),
+            "memory": lambda: measure_memory(sizes.memory, replace(SMALL, num_steps=3), directory),
         }
         if {"throughput", "curve"} & {*options.lines}:
             print("arms", flush=True)
@@ -149,7 +153,9 @@ class Bench:
             try:
                 if "throughput" in options.lines:
                     pairs = options.pairs or sizes.pairs
-                    self.runs = arms.run_rounds(self._shaped(sizes.throughput), pairs, self._directory)
+                    trl_pairs = options.pairs or sizes.trl_pairs
+                    rounds = {name: trl_pairs if name.startswith("trl") else pairs for name in names}
+                    self.runs = arms.run_rounds(self._shaped(sizes.throughput), rounds, self._directory)
                     self.lines += compare_arms(self.runs)
                 if "curve" in options.lines:
                     self.lines += measure_curve(arms, self._shaped(sizes.curve), self._directory)

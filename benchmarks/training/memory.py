@@ -9,17 +9,18 @@ from benchmarks.training.workload import Workload
 
 
 def measure_memory(workload: Workload, small: Workload, directory: Path) -> list[Line]:
-    """Return the ratio of what a rank needs beyond interpreter and libraries, which ``small`` is there to tell."""
-    base, one, two = (
-        _peak_mib(each, ranks, directory / f"memory-{each.shape}-{ranks}")
-        for each, ranks in ((small, 1), (workload, 1), (workload, 2))
-    )
-    note = f"{two:,.0f} and {one:,.0f} MiB in all, {base:,.0f} of them libraries"
-    return [Line("memory", median_interval([(two - base) / (one - base)]), note)]
+    """Return the ratio of what a rank needs beyond interpreter and libraries, which ``small`` is there to tell.
+
+    Two ranks load other libraries than one, so each side has its own.
+    """
+    one, two = ((_peak_mib(workload, ranks, directory), _peak_mib(small, ranks, directory)) for ranks in (1, 2))
+    note = f"{two[0]:,.0f} and {one[0]:,.0f} MiB in all, {two[1]:,.0f} and {one[1]:,.0f} of them libraries"
+    return [Line("memory", median_interval([(two[0] - two[1]) / (one[0] - one[1])]), note)]
 
 
 def _peak_mib(workload: Workload, num_ranks: int, directory: Path) -> float:
     # Activations are what the ranks do not share; recomputing them leaves the state, which is what FSDP2 spreads.
-    job = write_job(workload, directory, checkpoint_every=10**6, activation_checkpointing="full")
+    own = directory / f"memory-{workload.shape}-{num_ranks}"
+    job = write_job(workload, own, checkpoint_every=10**6, activation_checkpointing="full")
     train_until(job, num_ranks, None)
     return float(read_metrics(job)[-1]["peak_memory_mib"])

@@ -33,7 +33,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         "--lines", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="NAME", help=", ".join(GROUPS)
     )
     sides.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    sides.add_argument("--pairs", type=int, help="runs of each arm (default 7)")
+    sides.add_argument("--pairs", type=int, help="runs of each arm (default 10, and 4 of TRL's)")
     sides.add_argument("--seed", type=int, default=0, help="of the steps at which a run is killed")
     sides.add_argument("--cache", type=Path, default=default_cache(), help="where TRL's environment is kept")
     ladder = parser.add_argument_group("the ladder, on one device")

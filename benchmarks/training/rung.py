@@ -27,8 +27,6 @@ from training.model import find_decoder_layers
 from training.parallel import World, shard_model
 from training.schedule import build_optimizer
 
-PADDED_ROWS = 8  # of a micro-batch without packing
-
 
 class WithLogits(torch.nn.Module):
     """The model with the loss that is written first: the logits of every position, then cross-entropy."""
@@ -154,20 +152,26 @@ def split_documents(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tens
 
 
 def pad_documents(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """Return the same documents a row each, ``PADDED_ROWS`` to a micro-batch, padded to the longest of it."""
-    documents = [document for batch in batches for document in split_documents(batch)]
-    padded = []
-    for first in range(0, len(documents), PADDED_ROWS):
-        group = documents[first : first + PADDED_ROWS]
-        longest = max(len(document["input_ids"]) for document in group)
-        padded.append(
-            {
-                "input_ids": torch.stack([_pad(document["input_ids"], longest, 0) for document in group]),
-                "position_ids": torch.arange(longest).repeat(len(group), 1),
-                "labels": torch.stack([_pad(document["labels"], longest, NO_LOSS) for document in group]),
-            }
-        )
-    return padded
+    """Return the same documents a row each, in their order; a micro-batch has at most the room of a packed one."""
+    room = batches[0]["input_ids"].numel()
+    groups: list[list[dict[str, torch.Tensor]]] = []
+    longest = 0
+    for document in (document for batch in batches for document in split_documents(batch)):
+        longest = max(longest, len(document["input_ids"]))
+        if not groups or longest * (len(groups[-1]) + 1) > room:
+            groups.append([])
+            longest = len(document["input_ids"])
+        groups[-1].append(document)
+    return [_pad_group(group) for group in groups]
+
+
+def _pad_group(group: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    longest = max(len(document["input_ids"]) for document in group)
+    return {
+        "input_ids": torch.stack([_pad(document["input_ids"], longest, 0) for document in group]),
+        "position_ids": torch.arange(longest).repeat(len(group), 1),
+        "labels": torch.stack([_pad(document["labels"], longest, NO_LOSS) for document in group]),
+    }
 
 
 def measure_documents(batches: list[dict[str, torch.Tensor]]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The arms side by side: all of them live at once and train in turns on the same rows, one run of each a round.
 
-The order rotates from round to round, so drift of the machine touches all. A run's speed is that of its steps after
-the warm-up: loss tokens over seconds; its CPU time is that of the arm's whole process tree meanwhile.
+The order turns round from one round to the next, so drift of the machine touches all. A run's speed is that of its
+steps after the warm-up: loss tokens over seconds; its CPU time is that of the arm's whole process tree meanwhile.
 """
 
 import json
@@ -21,6 +21,7 @@ from benchmarks.training.shapes import SHAPES, save_model
 from benchmarks.training.tensors import write_tensors
 from benchmarks.training.workload import Workload, build_rows, write_rows
 
+ORDER = ("trl-padded", "bare", "torchrun", "ray-train", "trl-packed")
 OPEN_S, RUN_S = 300.0, 900.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
 
@@ -98,7 +99,7 @@ def open_arm(name: str, cores: Sequence[int], cache: Path) -> Iterator[ChildProc
     if name.startswith("trl"):
         python = str(make_trl_environment(cache))
     with tempfile.TemporaryDirectory(prefix="trn-", dir="/tmp", ignore_cleanup_errors=True) as directory:
-        told = {"directory": directory, "cores": list(cores), "others": list(split_cores()[1])}
+        told = {"directory": directory, "cores": list(cores), "others": sorted(os.sched_getaffinity(0))}
         command = [python, *launcher, "-m", "benchmarks.training.arm", name, json.dumps(told)]
         child = ChildProcess(name, command, Path(directory) / "arm.log")
         try:
@@ -133,12 +134,14 @@ class Arms:
             except ArmFailed as error:
                 self._note_failure(error)
 
-    def run_rounds(self, workload: Workload, rounds: int, directory: Path) -> dict[str, list[Run]]:
-        """Run every arm once a round; returns the runs of each arm that failed in none, in order of the rounds."""
+    def run_rounds(self, workload: Workload, rounds: dict[str, int], directory: Path) -> dict[str, list[Run]]:
+        """Run each arm in its first so many rounds; returns the runs of those that failed in none, in their order."""
         runs: dict[str, list[Run]] = {name: [] for name in self.children}
-        for number in range(rounds):
+        for number in range(max(rounds.values())):
             prepared = prepare(replace(workload, seed=number), directory / f"round-{number}")
-            for name in rotate(list(self.children), number):
+            for name in order_of_round(list(self.children), number):
+                if number >= rounds[name]:
+                    continue
                 try:
                     run = run_once(self.children[name], prepared.order(directory / f"{name}-{number}"))
                 except ArmFailed as error:
@@ -154,10 +157,10 @@ class Arms:
         self.failures.append(str(error).splitlines()[0])
 
 
-def rotate(names: list[str], by: int) -> list[str]:
-    """Return the names beginning with another one each time."""
-    by %= max(1, len(names))
-    return names[by:] + names[:by]
+def order_of_round(names: list[str], number: int) -> list[str]:
+    """Return the names with those next to each other whose ratio should be known best, backwards every other time."""
+    ordered = sorted(names, key=ORDER.index)
+    return ordered[::-1] if number % 2 else ordered
 
 
 def describe(run: Run) -> str:
