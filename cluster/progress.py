@@ -1,6 +1,6 @@
 """What a run shows of itself: a live display on a terminal, a line every few seconds in a log, a file for ``status``.
 
-Phases report plain numbers; nothing is read back from logs.
+Phases report plain numbers; nothing is read back from logs. On a cluster the same numbers are Ray's metrics.
 """
 
 import sys
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cluster.metrics import MetricsExporter
 from cluster.run_dir import RunDir
 
 LINE_EVERY_S = 5.0
@@ -46,6 +47,7 @@ class Progress:
     def __init__(self, run: str, run_dir: RunDir) -> None:
         self._state = ProgressState(run)
         self._run_dir = run_dir
+        self._metrics = MetricsExporter(run)
         self._live: Any = None
         self._line_at = self._file_at = 0.0
         self._line = ""
@@ -72,7 +74,10 @@ class Progress:
         self._state = ProgressState(self._state.run, phase=name)
         self._show(now=True)
         started = time.monotonic()
-        yield
+        try:
+            yield
+        finally:
+            self._metrics.close()
         self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
 
     @property
@@ -87,14 +92,14 @@ class Progress:
         state.total, state.unit, state.done, state.done_at_start = total, unit, done, done
         state.phase_started = time.time()
 
-    def update(self, done: int | None = None, detail: str | None = None, **numbers: float) -> None:
-        """Report the newest numbers; shown now or with the next line."""
+    def update(self, done: int | None = None, detail: str | None = None, **numbers: float | None) -> None:
+        """Report the newest numbers, those that are known; shown now or with the next line."""
         state = self._state
         if done is not None:
             state.done = done
         if detail is not None:
             state.detail = detail
-        state.numbers.update(numbers)
+        state.numbers.update({name: value for name, value in numbers.items() if value is not None})
         state.updated = time.time()
         self._show()
 
@@ -110,6 +115,7 @@ class Progress:
         if now or clock - self._file_at >= FILE_EVERY_S:
             self._file_at = clock
             self._write_file()
+            self._metrics.record(asdict(self._state), self._state.eta_s)
         line = render_line(asdict(self._state), self._state.eta_s)
         if self._live is not None:
             self._live.update(_render_live(self._state, line))

@@ -24,6 +24,7 @@ def run_training(ctx: RunContext, jobs: list[TrainJob], device: Device) -> list[
             loss=metrics.loss,
             tokens_per_s=metrics.tokens_per_s,
             learning_rate=metrics.learning_rate,
+            mfu=metrics.mfu,
         )
 
     from training.trainer import fit_jobs  # imports Ray Train, which a finished job does without

@@ -57,7 +57,7 @@ def test_progress_file_has_the_numbers_and_says_when_the_command_has_ended(run_d
             assert run_dir.read_json("progress.json")["ended"] is False
             assert run_dir.read_json("progress.json")["phase"] == "generate"
             progress.expect(100, "rows", done=20, label="rows of the teacher")
-            progress.update(done=30, accepted=29, tokens_per_s=12.5)
+            progress.update(done=30, accepted=29, tokens_per_s=12.5, mfu=None)
             progress.update(detail="waiting")
         assert progress.label == "rows of the teacher"
     state = run_dir.read_json("progress.json")
