@@ -15,6 +15,7 @@ from typing import Any
 
 from services.generation import GenerateRequest, GenerateResult, Sample
 from services.meter import Meter
+from services.replies import yield_in_groups
 
 LONGEST_ANSWER = 24  # tokens; prompts ask for fewer, so that some answers are truncated
 NEVER_S = 3600.0
@@ -24,10 +25,14 @@ NEVER_S = 3600.0
 class EchoScript:
     """How the teacher behaves. Token ids mark prompts; calls are counted by each replica from 0.
 
-    ``tally`` is a directory where each replica notes the tokens that it has made, whatever becomes of them.
+    ``tally`` is a directory where each replica notes the tokens that it has made, whatever becomes of them. With
+    ``rows_at_once`` a replica is like an engine: it works on so many rows, each for ``latency_s`` give or take
+    ``spread`` of it, the others wait, and each row goes back when it is done.
     """
 
     latency_s: float = 0.0
+    rows_at_once: int | None = None
+    spread: float = 0.0
     die_on_token: int | None = None
     refuse_token: int | None = None
     die_at_calls: tuple[int, ...] = ()
@@ -43,10 +48,16 @@ class EchoTeacher:
         self._script = script
         self._calls = count()
         self._meter = Meter(cold_start_s=0.0)
+        self._slots = asyncio.Semaphore(script.rows_at_once or 1)
 
     async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
         """Answer a micro-batch, or do what the script says instead."""
         with self._meter.call():
+            if self._script.rows_at_once is not None:
+                async for results in yield_in_groups(self._decode(each) for each in batch):
+                    self._meter.count(results)
+                    yield results
+                return
             results = await self._answer(batch)
             self._meter.count(results)
             yield results
@@ -58,6 +69,13 @@ class EchoTeacher:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """As a real teacher's."""
         return self._meter.report()
+
+    async def _decode(self, request: GenerateRequest) -> GenerateResult:
+        script = self._script
+        share = zlib.crc32(repr(request.prompt_token_ids).encode()) / 2**32
+        async with self._slots:
+            await asyncio.sleep(script.latency_s * (1.0 + script.spread * (2.0 * share - 1.0)))
+        return answer(request, script.refuse_token)
 
     async def _answer(self, batch: list[GenerateRequest]) -> list[GenerateResult]:
         script, call = self._script, next(self._calls)
@@ -108,8 +126,9 @@ def deploy(
     num_replicas: int = 1,
     num_cpus: float = 0.5,
     scaling: dict[str, Any] | None = None,
+    wait: bool = True,
 ) -> None:
-    """Start the teacher as the Serve application ``name``, or replace it, and wait until its replicas are up.
+    """Start the teacher as the Serve application ``name``, or replace it, and ``wait`` until its replicas are up.
 
     ``scaling`` are options of its deployment in place of a fixed number of replicas.
     """
@@ -127,4 +146,4 @@ def deploy(
     }
     deployment = serve.deployment(EchoTeacher).options(**options | (scaling or {"num_replicas": num_replicas}))
     target = serve.RunTarget(deployment.bind(script), name=name, route_prefix=None)
-    serve.run_many([target], wait_for_applications_running=True, wait_for_ingress_deployment_creation=True)
+    serve.run_many([target], wait_for_applications_running=wait, wait_for_ingress_deployment_creation=True)
