@@ -8,6 +8,7 @@ import asyncio
 import gc
 import hashlib
 import json
+import math
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from services.requester import Requester
 from services.table import write_file
 from services.template import PromptRenderer
 
+SHARDS_ENDING = 2  # shards of which only the longest rows are left, and which fill little of the window
 CALLS_IN_WINDOW = 5  # at least: while one waits for room, four are with the engine
 
 SUMMARY_SCHEMA = pa.schema(
@@ -71,6 +73,11 @@ class ClientSpec:
     replica_start_s: float = 0.0  # the first shards wait for a replica as well
     max_replicas: int = 1
     teacher: str = ONLY_TEACHER
+
+    @property
+    def shards_at_once(self) -> int:
+        """Shards that a client works on: they fill its window while the last rows of two more are awaited."""
+        return math.ceil(self.window_rows / self.generation.shard_rows) + SHARDS_ENDING
 
 
 class ShardClient:

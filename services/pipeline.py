@@ -25,7 +25,6 @@ from services.client import ClientSpec, ShardClient
 from services.dataset import count_rows
 from services.table import TableWriter
 
-SHARDS_AT_ONCE = 3  # of one client: the next shards' rows fill the window while the last rows of one are awaited
 CLIENT_CPUS = 0.5  # a client mostly waits for the teacher; on two cores it must fit beside one replica
 COMMIT_EVERY_S = 0.5  # a transaction costs some 30 ms of a core, however many shards are in it
 SILENCES = 10  # reports of no progress before the run gives up
@@ -114,8 +113,8 @@ def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Sum
         num_cpus=CLIENT_CPUS,
         compute=ActorPoolStrategy(
             size=clients,
-            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
-            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            max_tasks_in_flight_per_actor=spec.shards_at_once,
+            max_concurrent_calls_per_actor=spec.shards_at_once,
             enable_true_multi_threading=True,
         ),
     )

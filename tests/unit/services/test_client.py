@@ -2,9 +2,9 @@
 
 import pytest
 
-from configs.schema import SamplingConfig
+from configs.schema import GenerationConfig, SamplingConfig
 from services.acceptance import PlannedPrompt
-from services.client import to_request
+from services.client import ClientSpec, to_request
 from services.generation import GenerateRequest
 
 pytestmark = pytest.mark.unit
@@ -37,3 +37,25 @@ def test_to_request_seeds_fit_the_engine_and_spread() -> None:
     assert len(seeds) == 1000
     assert min(seeds) >= 0
     assert max(seeds) < 2**31
+
+
+@pytest.mark.parametrize(
+    ("window_rows", "shards"),
+    [(160, 3), (512, 3), (10_240, 22)],
+    ids=["one replica", "a window of one shard", "64 replicas"],
+)
+def test_client_works_on_enough_shards_to_fill_its_window(window_rows: int, shards: int) -> None:
+    spec = ClientSpec(
+        app_name="teacher",
+        tables={},
+        tokenizer="",
+        tokenizer_revision=None,
+        chat_template_kwargs={},
+        trust_remote_code=False,
+        generation=GenerationConfig(shard_rows=512),
+        window_rows=window_rows,
+        request_deadline_s=1.0,
+        shard_deadline_s=1.0,
+        commit_deadline_s=1.0,
+    )
+    assert spec.shards_at_once == shards
