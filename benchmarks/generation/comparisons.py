@@ -1,4 +1,4 @@
-"""Which comparisons the table has and what each should come to (issue 4 of this project)."""
+"""Which comparisons the table has, and what each should come to."""
 
 from dataclasses import dataclass
 from enum import StrEnum
