@@ -20,7 +20,7 @@ from configs.table import COMPLETIONS_SCHEMA, PROMPTS_SCHEMA
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docker").glob("*.md")])
+PAGES = sorted(page for folder in (".", "docs", "docker", "cluster/kuberay") for page in (ROOT / folder).glob("*.md"))
 PAGES = [page for page in PAGES if not page.name.startswith(".")]
 COMMANDS = [name for name in app if not name.startswith("-")]
 
