@@ -22,6 +22,7 @@ def engine_kwargs(teacher: TeacherConfig, device: Device) -> dict[str, Any]:
         "dtype": engine.dtype,
         "max_num_seqs": engine.max_num_seqs,
         "trust_remote_code": teacher.trust_remote_code,
+        "load_format": "safetensors",  # pickled weights can run code; vLLM's default falls back to them
     }
     if teacher.revision:
         kwargs["revision"] = teacher.revision

@@ -49,6 +49,11 @@ def test_keys_of_the_recipe_are_handed_to_vllm(device: Device) -> None:
     assert kwargs | wanted == kwargs
 
 
+def test_weights_are_safetensors_unless_the_recipe_says_otherwise() -> None:
+    assert engine_kwargs(teacher(), Device.GPU)["load_format"] == "safetensors"
+    assert engine_kwargs(teacher(extra={"load_format": "mistral"}), Device.GPU)["load_format"] == "mistral"
+
+
 def test_unset_keys_are_left_to_vllm() -> None:
     kwargs = engine_kwargs(teacher(), Device.GPU)
     assert not kwargs.keys() & {"quantization", "speculative_config", "enable_prefix_caching", "max_model_len"}
