@@ -28,7 +28,7 @@ from benchmarks.generation.workloads import Name
 from benchmarks.processes import ArmFailed
 from cluster.signals import interrupt_on_sigterm
 
-ROWS = {Name.FIXED: 1024, Name.LONG_TAIL: 1024, Name.PREFIX: 2048, Name.N4: 2048}
+ROWS = {Name.FIXED: 640, Name.LONG_TAIL: 768, Name.PREFIX: 1536, Name.N4: 1024}
 DEFAULT_MODELS = ("4m", "27m")
 WINDOW_SLACK = 1.25  # as cluster.phases.generate has it: rows in flight for each row that is decoded
 WARM_UP_ROWS = 160
@@ -37,7 +37,7 @@ IDLE_S = 3.0
 IDLE_CORES = 0.25  # Ray's own processes use some; an engine that spins uses most of a core
 SETTLE_S = 1.0
 EXAMPLES = """examples:
-  python -m benchmarks generation                                       all of the table, hours
+  python -m benchmarks generation                                       all of the table, an hour and a half
   python -m benchmarks generation --model 4m --workload fixed --arms llm http --pairs 3
   python -m benchmarks generation --model 27m --json generation.json
   python -m benchmarks generation --generation rows_per_call=16 shard_rows=256 --arms llm
