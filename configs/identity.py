@@ -34,6 +34,7 @@ OPERATIONAL_KEYS = frozenset(
         "teacher.engine.threads",
         "teacher.max_replicas",
         "teacher.min_replicas",
+        "terms",
         "training.activation_checkpointing",
         "training.async_checkpoint",
         "training.attention",

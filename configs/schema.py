@@ -8,8 +8,6 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -18,6 +16,9 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+
+from configs.section import Section
+from configs.terms.recipe import TermsConfig
 
 ONLY_TEACHER = "teacher"  # name of the one teacher of a recipe that has no several
 
@@ -40,13 +41,6 @@ def _check_workers(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 NumWorkers = Annotated[int | tuple[int, int], WrapValidator(_check_workers)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, closed, documented by its attributes' docstrings."""
-
-    # JSON, which keeps the resolved configuration, has no infinities.
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Device(StrEnum):
@@ -573,6 +567,8 @@ class RunConfig(Section):
     """How it is trained."""
     evaluation: EvaluationConfig | None = None
     """Held-out problems; unset skips the measurement of answers."""
+    terms: TermsConfig = TermsConfig()
+    """Licences of what the student is made from, and who makes it what for."""
     cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster the run uses."""
     deadlines: DeadlinesConfig = DeadlinesConfig()
@@ -613,6 +609,9 @@ class RunConfig(Section):
         made = [name for name, teacher in self.teachers.items() if teacher.make is not None]
         if made:
             raise ValueError(f"teachers.{made[0]}.make: only the section teacher can be made; give teachers a model")
+        if strange := sorted(self.terms.teachers.keys() - self.teachers.keys()):
+            known = ", ".join(self.teachers) or "none; for one teacher it is terms.teacher"
+            raise ValueError(f"terms.teachers.{strange[0]} must be one of the recipe's teachers ({known})")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import UserError
 from configs.load import parse_run_config
-from configs.schema import AdditionConfig, RunConfig, Section, TrainingConfig
+from configs.schema import AdditionConfig, RunConfig, TrainingConfig
+from configs.section import Section
 from tests.unit.configs.trees import TREE, make_config, put
 
 pytestmark = pytest.mark.unit

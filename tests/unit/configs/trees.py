@@ -45,6 +45,7 @@ OPERATIONAL: dict[str, Any] = {
     "teacher.engine.threads": 2,
     "teacher.max_replicas": 4,
     "teacher.min_replicas": 2,
+    "terms.student_name": "other",
     "training.activation_checkpointing": "full",
     "training.async_checkpoint": False,
     "training.attention": "sdpa",

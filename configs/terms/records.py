@@ -1,0 +1,111 @@
+"""What a decision is made of and made into: sources, findings, and the decision that is kept with the data."""
+
+from datetime import date
+from enum import StrEnum
+from typing import Literal
+
+from configs.terms.policy import Obligation, Record
+from configs.terms.recipe import Party, Waiver
+
+
+class Verdict(StrEnum):
+    """From mild to strict."""
+
+    ALLOW = "allow"
+    ALLOW_WITH_OBLIGATIONS = "allow_with_obligations"
+    REVIEW = "review"
+    DENY = "deny"
+
+    @property
+    def severity(self) -> int:
+        return list(Verdict).index(self)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether a run may not go on without a waiver."""
+        return self in (Verdict.REVIEW, Verdict.DENY)
+
+
+class Role(StrEnum):
+    """What a source is to the student."""
+
+    TEACHER = "teacher"
+    JUDGE = "judge"
+    PROMPTS = "prompts"
+    STUDENT = "student"
+    SERVICE = "service"
+
+
+class Statement(Record):
+    """One thing that is said of a source's licence, by whom, and the entry of the policy that it names, if any."""
+
+    text: str
+    origin: str
+    entry: str | None = None
+
+
+class Source(Record):
+    """Something that the student is made from. ``via`` names the model in whose lineage it is.
+
+    Example: ``Source(role="teacher", name="meta-llama/Llama-3.1-8B", via="deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    statements=(Statement(text="meta-llama/Llama-3.1-", origin="policy", entry="llama-3.1-license-2024"),))``
+    """
+
+    role: Role
+    name: str
+    statements: tuple[Statement, ...] = ()
+    via: str | None = None
+    revision: str | None = None
+    multimodal: bool | None = None
+    tier: Literal["paid", "free"] | None = None
+
+
+class Duty(Record):
+    """An obligation of the student, with the source and the licence that it comes from."""
+
+    source: str
+    license: str
+    obligation: Obligation
+
+
+class Finding(Record):
+    """What one licence says of one source for this party."""
+
+    role: Role
+    source: str
+    license: str
+    """Id of the policy's entry, or ``unknown``."""
+    verdict: Verdict
+    """Without any waiver."""
+    clause: str | None = None
+    reason: str
+    fix: str | None = None
+    """What would help beside a waiver."""
+    waiver: Waiver | None = None
+
+    @property
+    def effective(self) -> Verdict:
+        """The verdict, with the waiver where there is one."""
+        return Verdict.ALLOW_WITH_OBLIGATIONS if self.waiver else self.verdict
+
+
+class Decision(Record):
+    """The answer for all sources together, with everything it was made from."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    duties: tuple[Duty, ...]
+    student_is_derivative: bool
+    """A licence counts the student as a derivative, so its use restrictions reach the student's users."""
+    sources: tuple[Source, ...]
+    party: Party
+    policy_version: str
+    policy_digest: str
+    decided_on: date
+
+    @property
+    def refusals(self) -> tuple[Finding, ...]:
+        """What stands in the way, the worst first, and the teacher's before others'."""
+        refused = [finding for finding in self.findings if finding.effective.is_refusal]
+        roles = list(Role)
+        return tuple(sorted(refused, key=lambda each: (-each.effective.severity, roles.index(each.role))))

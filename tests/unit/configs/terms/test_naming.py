@@ -1,0 +1,56 @@
+"""From model cards and expressions to entries of the policy."""
+
+import pytest
+
+from configs.terms.naming import Card, name_license, read_card
+from configs.terms.policy import Kind, load_policy
+
+pytestmark = pytest.mark.unit
+
+
+def entries(text: str, kind: Kind = Kind.MODEL) -> list[str | None]:
+    return [each.entry for each in name_license(text, "test", kind, load_policy())]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("apache-2.0", ["apache-2.0"]),
+        ("Apache-2.0", ["apache-2.0"]),
+        ("llama3.1", ["llama-3.1-license-2024"]),
+        ("LicenseRef-scancode-llama-3.1-license-2024", ["llama-3.1-license-2024"]),
+        ("openrail++", ["openrail++"]),
+        ("MIT AND Apache-2.0", ["mit", "apache-2.0"]),
+        ("MIT AND My-Own", ["mit", None]),
+        ("MIT OR Apache-2.0", [None]),
+        ("MIT AND (Apache-2.0 OR CC-BY-NC-4.0)", [None]),
+        ("other", [None]),
+        ("a licence (", [None]),
+    ],
+)
+def test_licence_is_named_by_id_tag_or_expression(text: str, ids: list[str | None]) -> None:
+    assert entries(text) == ids
+
+
+def test_name_means_something_else_for_data() -> None:
+    assert entries("odc-by", Kind.DATA) == ["odc-by-1.0"]
+    assert entries("llama2", Kind.DATA) == [None]
+
+
+@pytest.mark.parametrize(
+    ("text", "card"),
+    [
+        ("---\nlicense: mit\nbase_model: a/b\n---\n# Model", Card(("mit",), ("a/b",))),
+        ("---\nlicense: mit\nbase_model: [a/b, c/d]\n---", Card(("mit",), ("a/b", "c/d"))),
+        ("---\nlicense: other\nlicense_name: qwen\n---", Card(("qwen",))),
+        ("---\nlicense: other\n---", Card(("other",))),
+        ("---\nlicense: [mit, other]\nlicense_name: qwen\n---", Card(("mit", "qwen"))),
+        ("\ufeff---\r\nlicense: mit\r\n---\r\n", Card(("mit",))),
+        ("---\nlicense: [mit\n---", Card()),
+        ("# Model\nlicense: mit", Card()),
+        ("---\n- mit\n---", Card()),
+        ("", Card()),
+    ],
+)
+def test_card_tells_licence_and_base(text: str, card: Card) -> None:
+    assert read_card(text) == card
