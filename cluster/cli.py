@@ -34,6 +34,9 @@ app = App(
     suppress_keyboard_interrupt=False,  # run_command says what an interrupted run means
 )
 
+terms = App(name="terms", help="Licences and terms: what the policy says, and what it means for a recipe.")
+app.command(terms)
+
 
 @app.command
 def run(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
@@ -178,6 +181,46 @@ def submit(
 
     config = load_run_config(recipe, overrides)  # a mistake is told here, before anything travels
     return submit_job(config, command, recipe, overrides, address=address, follow=follow)
+
+
+@terms.command(name="list")
+def list_terms(*, debug: Debug = False) -> int:
+    """List the policy: every licence and service, what it says of training on outputs, how and when it was checked.
+
+    Example: `stillhouse terms list`
+    """
+    from cluster.terms_report import print_policy
+
+    print_policy()
+    return 0
+
+
+@terms.command
+def check(
+    name: Annotated[str, Parameter(help="Policy id, SPDX id or expression, Hub tag, provider, or OWNER/NAME.")],
+    *,
+    debug: Debug = False,
+) -> int:
+    """Show what the policy has by a name: rule, clause, duties, conditions, and where the text is.
+
+    Example: `stillhouse terms check llama3.1`
+    """
+    from cluster.terms_report import print_entries
+
+    print_entries(name)
+    return 0
+
+
+@terms.command
+def explain(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+    """Explain whether a recipe may be run: its sources, clauses and duties. Exits with 2 where it may not.
+
+    Example: `stillhouse terms explain configs/recipes/quickstart.yaml terms.party.distribution=weights`
+    """
+    from cluster.terms_report import print_decision
+    from configs.load import load_run_config
+
+    return print_decision(load_run_config(recipe, overrides))
 
 
 def main() -> None:

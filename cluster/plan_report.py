@@ -7,6 +7,7 @@ from cluster.models import made_teacher_dir
 from cluster.phases.plan import held_out_prompts
 from cluster.preflight import check_sources
 from cluster.run_dir import RunDir
+from cluster.terms import gate_plan
 from configs.errors import UserError
 from configs.schema import RunConfig, TrainingConfig
 from services.plan import prompts_per_shard
@@ -22,6 +23,7 @@ def print_plan(config: RunConfig) -> None:
         UserError: something would stop the run before its first token.
     """
     check_sources(config)
+    decision = gate_plan(config)
     run_dir, seen, rows, asked = RunDir.of(config), set[bytes](), 0, Counter[str | None]()
     for prompt in read_prompts(config.prompts, tuple(config.teachers)):
         rows += 1
@@ -50,6 +52,8 @@ def print_plan(config: RunConfig) -> None:
         f"student   {_student(config)}",
         f"training  {_workers(training)} workers, {_batch(training)} a step, "
         f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
+        f"terms     {decision.verdict.value.replace('_', ' ')} by policy {decision.policy_version}, "
+        f"{len(decision.duties)} duties (stillhouse terms explain)",
     ]
     print("\n".join(lines))
 

@@ -11,11 +11,12 @@ from cluster.phases.hand_over import hand_over
 from cluster.phases.make_teacher import make_teacher
 from cluster.phases.plan import plan
 from cluster.phases.seal import seal_dataset
+from cluster.phases.terms import check_terms
 from cluster.phases.train import train
 
 Phase = Callable[[RunContext], Any]
 
-GENERATE: tuple[Phase, ...] = (make_teacher, plan, generate, seal_dataset, hand_over)
+GENERATE: tuple[Phase, ...] = (check_terms, make_teacher, plan, generate, seal_dataset, hand_over)
 TRAIN: tuple[Phase, ...] = (train,)
 EVALUATE: tuple[Phase, ...] = (evaluate,)
 EXPORT: tuple[Phase, ...] = (export,)

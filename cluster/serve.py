@@ -4,6 +4,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from cluster.phases.make_teacher import make_teacher
+from cluster.phases.terms import check_terms
 from cluster.teachers import start_http_teacher, stop_teachers
 from configs.errors import UserError
 from configs.schema import EngineKind
@@ -20,6 +21,7 @@ def serve_teacher(ctx: "RunContext", port: int) -> None:
     """
     if ctx.config.pool[ctx.config.main_teacher].engine.kind is EngineKind.IN_PROCESS:
         raise UserError("teacher.engine.kind=in_process serves batches only; leave it at auto, or set async, to serve")
+    check_terms(ctx)
     make_teacher(ctx)
     try:
         with ctx.progress.phase("serve"):

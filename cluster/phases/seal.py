@@ -5,6 +5,7 @@ from typing import Any
 from deltalake import DeltaTable
 
 from cluster.context import RunContext
+from cluster.terms import decide, recorded_sources
 from configs.errors import UserError
 from services.dataset import seal
 from services.table import remove_orphans
@@ -35,5 +36,7 @@ def _seal(ctx: RunContext) -> dict[str, Any]:
             f"no row of {sealed.ledger.planned} was accepted, so there is nothing to train on; "
             f"look at the column reason in {ctx.run_dir.completions_uri}"
         )
-    ctx.run_dir.write_json("manifest.json", sealed.to_dict())
+    # Rows that are sealed again were made from what was recorded with them, whatever the recipe says by now.
+    decision = decide(ctx.config, recorded_sources(ctx.run_dir.read_json("manifest.json")))
+    ctx.run_dir.write_json("manifest.json", {**sealed.to_dict(), "terms": decision.model_dump(mode="json")})
     return {"versions": _versions(ctx), "ledger": sealed.ledger.to_dict()}

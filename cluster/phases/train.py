@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cluster.context import RunContext
 from cluster.models import student_tokenizer, teacher_source
+from cluster.terms import gate_training
 from cluster.training_run import run_training
 from configs.errors import UserError
 from configs.schema import ObjectiveConfig
@@ -34,6 +35,7 @@ CONTROL_SCHEMA = pa.schema(
 def train(ctx: RunContext) -> dict[str, Any]:
     """Train the student, and the control student where the recipe asks for one, in the same workers."""
     jobs = {"student": student_job(ctx)}
+    gate_training(ctx.config, ctx.run_dir.read_json("manifest.json"))
     if ctx.config.student.control:
         jobs["control"] = control_job(ctx)
     record = ctx.run_dir.phase_record("train")

@@ -96,6 +96,7 @@ def make_model(directory: Path, model_type: str, characters: str = CHARACTERS, *
     config = AutoConfig.for_model(model_type, **size, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     return directory
 
 
@@ -112,6 +113,7 @@ def write_recipe(path: Path, **sections: Any) -> Path:
         "run_dir": str(path.parent / "run"),
         "sampling": {"max_tokens": 8, "temperature": 0.0, "truncation": "keep"},
         "generation": {"shard_rows": 8},
+        "terms": {"prompts": {"license": "own"}},
         "training": {"sequence_length": 64, "batch_sequences": 2, "max_steps": 3, "dtype": "float32"},
     }
     path.write_text(json.dumps(tree | sections))

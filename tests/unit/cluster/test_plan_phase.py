@@ -140,6 +140,7 @@ def test_plan_command_foretells_the_shards_that_the_phase_makes(
     record = plan(with_config(ctx, sampling=sampling))
     recipe = tmp_path / "recipe.yaml"
     tree = put(put(TREE, "prompts", {"source": ctx.config.prompts.source}), "generation.shard_rows", 4)
+    tree = put(tree, "terms.prompts.license", "own")
     recipe.write_text(json.dumps(put(tree, "sampling.n", 3)))
     capsys.readouterr()
     assert run_command(["plan", str(recipe)]) == 0

@@ -1,0 +1,106 @@
+"""What licences want beside an exported student: NOTICE, copies of their texts, and the decision as terms.json."""
+
+import re
+import shutil
+from pathlib import Path
+
+from cluster.run_dir import PROJECT_ROOT
+from cluster.terms_sources import license_texts, local_directory
+from configs.terms.policy import Entry, ObligationType, load_policy
+from configs.terms.records import Decision, Duty
+
+# Apache-2.0 is this project's own licence, so its text is always at hand.
+OWN_TEXTS = {"apache-2.0": PROJECT_ROOT / "LICENSE"}
+
+
+def write_release(directory: Path, decision: Decision, student: str) -> list[str]:
+    """Write NOTICE, LICENSES/ and terms.json; returns the licences whose text was nowhere on this machine."""
+    (directory / "terms.json").write_text(decision.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    missing = _copy_licenses(directory / "LICENSES", decision)
+    (directory / "NOTICE").write_text(notice(decision, student, missing), encoding="utf-8")
+    return missing
+
+
+def notice(decision: Decision, student: str, missing: list[str]) -> str:
+    """The NOTICE file: what the student is made from, texts to be shown, and duties towards its users."""
+    lines = [student, "", "Made from:"]
+    for source in decision.sources:
+        names = sorted({_name(each.entry) for each in source.statements if each.entry})
+        base = f", base of {source.via}" if source.via else ""
+        lines.append(f"- {source.role} {source.name}{base}: {', '.join(names) or 'licence waived'}")
+    shown = [line for duty in decision.duties for line in _shown(duty)]
+    lines += ["", *dict.fromkeys(shown)] if shown else []
+    duties = [line for duty in decision.duties if (line := _asked(duty))]
+    lines += ["", "Whoever passes this model on or lets others use it:", *dict.fromkeys(duties)] if duties else []
+    if missing:
+        lines += ["", "Licence texts that belong into LICENSES/ and were not found where this model was made:"]
+        lines += [f"- {_name(name)}{_address(name)}" for name in missing]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(duty: Duty) -> list[str]:
+    match duty.obligation.type:
+        case ObligationType.NOTICE_TEXT:
+            return [duty.obligation.value or ""]
+        case ObligationType.DISPLAY:
+            return [duty.obligation.any_of[0]] if duty.obligation.any_of else []
+    return []
+
+
+def _asked(duty: Duty) -> str | None:
+    value, whose = duty.obligation.value, f"({_name(duty.license)})"
+    match duty.obligation.type:
+        case ObligationType.USE_RESTRICTION_FLOWDOWN:
+            return f"- agrees on the use restrictions with those users: {duty.obligation.url or value} {whose}"
+        case ObligationType.AUP:
+            return f"- keeps to the acceptable use policy {duty.obligation.url or value} {whose}"
+        case ObligationType.ATTRIBUTION:
+            return f"- {value} {whose}"
+        case ObligationType.DISPLAY if value is not None:
+            return f"- {value} {whose}"
+        case ObligationType.LICENSE_COPY:
+            return f"- adds a copy of {_name(duty.license)}"
+        case ObligationType.SHARE_ALIKE:
+            return f"- {value} {whose}"
+    return None
+
+
+def _copy_licenses(directory: Path, decision: Decision) -> list[str]:
+    """Copy the texts that lie with the sources, or are this project's own."""
+    missing = set()
+    revisions = {source.name: source.revision for source in decision.sources}
+    for duty in decision.duties:
+        if duty.obligation.type is not ObligationType.LICENSE_COPY or "data" in duty.obligation.applies_to:
+            continue
+        place = local_directory(duty.source, revisions.get(duty.source))
+        texts = [*license_texts(place)] if place else []
+        for path in texts:
+            _copy(path, directory / _file_name(duty.source), path.name)
+        if duty.license in OWN_TEXTS:
+            _copy(OWN_TEXTS[duty.license], directory, f"{duty.license}.txt")
+        elif not texts:
+            missing.add(duty.license)
+    return sorted(missing)
+
+
+def _copy(source: Path, directory: Path, name: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, directory / name)
+
+
+def _file_name(source: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", source).strip("-.")
+
+
+def _entry(entry_id: str | None) -> Entry | None:
+    return next((each for each in load_policy().entries if each.id == entry_id), None)
+
+
+def _name(entry_id: str | None) -> str:
+    entry = _entry(entry_id)
+    return entry.name if entry else str(entry_id)
+
+
+def _address(entry_id: str) -> str:
+    entry = _entry(entry_id)
+    return f" ({entry.url})" if entry and entry.url else ""
