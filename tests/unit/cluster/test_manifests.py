@@ -1,13 +1,10 @@
-"""The Kubernetes manifests: valid, and as closed as docs/security.md says."""
+"""The Kubernetes manifests: valid for those who read them, and meaning what docs/cluster.md says."""
 
 import json
 import re
 import shlex
 import shutil
 import subprocess
-import tomllib
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +15,28 @@ from cluster.metrics import METRICS
 from cluster.submit import COMMANDS
 from configs.load import load_run_config
 from configs.schema import RunConfig
-from tests.unit.cluster.kustomize import Document, build, load_documents
+from tests.unit.cluster.kustomize import Document, load_documents
+from tests.unit.cluster.manifests import (
+    APPLIED,
+    BUILDS,
+    COMPONENTS,
+    KUBERAY,
+    OVERLAYS,
+    PROJECT,
+    ROOT,
+    by_kind,
+    documents_of,
+    pod_specs,
+    ray_specs,
+)
 from tests.unit.cluster.schemas import FIELDS, NO_CRDS, custom_resources, find_errors
 
 pytestmark = pytest.mark.unit
-
-ROOT = Path(__file__).resolve().parents[3]
-KUBERAY = ROOT / "cluster" / "kuberay"
-COMPONENTS = sorted(path.name for path in (KUBERAY / "components").iterdir())  # each on its own, upon the base
-OVERLAYS = sorted(path.name for path in (KUBERAY / "overlays").iterdir())
-APPLIED = ["base", *(f"overlays/{name}" for name in OVERLAYS)]
-BUILDS = [*APPLIED, *(f"components/{name}" for name in COMPONENTS)]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
-
-
-@cache
-def build_text(name: str) -> str:
-    """Documents as text, so that no test can change those of another."""
-    if not name.startswith("components/"):
-        return json.dumps(build(KUBERAY / name))
-    documents = build(KUBERAY / "base")
-    return json.dumps(build(KUBERAY / name, documents))
-
-
-def documents_of(name: str) -> list[Document]:
-    documents: list[Document] = json.loads(build_text(name))
-    return documents
 
 
 @pytest.fixture(params=APPLIED)
 def documents(request: pytest.FixtureRequest) -> list[Document]:
     return documents_of(request.param)
-
-
-def pod_specs(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pod that a document asks for, by where it stands."""
-
-    def walk(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        if isinstance(node, dict):
-            if isinstance(node.get("containers"), list):
-                yield path, node
-            for key, value in node.items():
-                yield from walk(value, f"{path}.{key}")
-        elif isinstance(node, list):
-            for index, value in enumerate(node):
-                yield from walk(value, f"{path}.{index}")
-
-    for document in documents:
-        yield from walk(document, document["kind"])
-
-
-def ray_specs(documents: list[Document]) -> list[dict[str, Any]]:
-    """The cluster of each RayCluster and RayJob."""
-    clusters = [document["spec"] for document in documents if document["kind"] == "RayCluster"]
-    return clusters + [document["spec"]["rayClusterSpec"] for document in documents if document["kind"] == "RayJob"]
-
-
-def by_kind(documents: list[Document], kind: str) -> list[Document]:
-    return [document for document in documents if document["kind"] == kind]
 
 
 # --- validity -------------------------------------------------------------------------------------------------------
@@ -153,89 +113,6 @@ def test_documents_are_in_the_namespace(documents: list[Document]) -> None:
     without = {"Namespace", "Queue", "ResourceFlavor", "ClusterQueue"}
     outside = [d["kind"] for d in documents if d["metadata"].get("namespace") != "stillhouse"]
     assert set(outside) <= without
-
-
-# --- security -------------------------------------------------------------------------------------------------------
-
-
-def test_every_ray_container_asks_for_the_token_of_the_secret(documents: list[Document]) -> None:
-    ours = [c for _, pod in pod_specs(documents) for c in pod["containers"] if "stillhouse:" in c["image"]]
-    ours += [spec["autoscalerOptions"] for spec in ray_specs(documents) if "autoscalerOptions" in spec]
-    for container in ours:
-        env = {entry["name"]: entry for entry in container["env"]}
-        assert env["RAY_AUTH_MODE"]["value"] == "token"
-        token = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
-        assert token == {"name": "stillhouse-ray-token", "key": "auth_token"}
-    for spec in ray_specs(documents):
-        assert spec["authOptions"] == {"mode": "token", "secretName": "stillhouse-ray-token"}
-
-
-def test_secrets_are_named_and_never_written(documents: list[Document]) -> None:
-    assert by_kind(documents, "Secret") == []
-    entries = [e for _, pod in pod_specs(documents) for c in pod["containers"] for e in c.get("env", [])]
-    assert [entry["name"] for entry in entries if SECRET_NAMES.search(entry["name"]) and "value" in entry] == []
-    passwords = [spec.get("gcsFaultToleranceOptions", {}).get("redisPassword", {}) for spec in ray_specs(documents)]
-    assert [password for password in passwords if "value" in password] == []
-
-
-def test_pods_run_without_privileges(documents: list[Document]) -> None:
-    """What the namespace's pod security standard `restricted` asks for."""
-    containers = [(where, c) for where, pod in pod_specs(documents) for c in pod["containers"]]
-    containers += [("autoscaler", s["autoscalerOptions"]) for s in ray_specs(documents) if "autoscalerOptions" in s]
-    for where, pod in pod_specs(documents):
-        context = pod["securityContext"]
-        assert context["runAsNonRoot"] is True, where
-        assert context["runAsUser"] > 0, where
-        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, where
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), where
-        assert [v for v in pod.get("volumes", []) if "hostPath" in v] == [], where
-    for where, container in containers:
-        context = container["securityContext"]
-        assert context["allowPrivilegeEscalation"] is False, where
-        assert context["capabilities"] == {"drop": ["ALL"]}, where
-        assert "privileged" not in context, where
-    [namespace] = by_kind(documents, "Namespace")
-    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-
-
-def test_only_the_head_talks_to_kubernetes(documents: list[Document]) -> None:
-    pods = [(where, pod) for where, pod in pod_specs(documents) if "headGroupSpec" not in where]
-    assert [where for where, pod in pods if pod.get("automountServiceAccountToken") is not False] == []
-
-
-def test_resources_are_set_and_memory_is_not_overcommitted(documents: list[Document]) -> None:
-    containers = [c for _, pod in pod_specs(documents) for c in pod["containers"]]
-    containers += [spec["autoscalerOptions"] for spec in ray_specs(documents) if "autoscalerOptions" in spec]
-    for container in containers:
-        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
-        assert {"cpu", "memory"} <= requests.keys() & limits.keys()
-        assert requests["memory"] == limits["memory"]
-
-
-def test_images_have_an_exact_tag_and_ours_is_this_version(documents: list[Document]) -> None:
-    images = {c["image"] for _, pod in pod_specs(documents) for c in pod["containers"]}
-    assert [image for image in images if not re.search(r":v?\d+\.\d+\.\d+[\w.-]*$", image)] == []
-    ours = {image.rpartition(":")[2] for image in images if "stillhouse:" in image}
-    assert ours == {f"{PROJECT['version']}-gpu"}
-    assert (ROOT / "docker" / "Dockerfile.gpu").exists()
-
-
-def test_no_manifest_lets_models_bring_code() -> None:
-    for path in [*KUBERAY.rglob("*.yaml"), *(ROOT / "cluster" / "ray-up").glob("*.yaml")]:
-        assert "trust_remote_code" not in path.read_text(), path
-
-
-def test_network_is_closed_but_for_what_is_listed() -> None:
-    policies = {d["metadata"]["name"]: d["spec"] for d in by_kind(documents_of("overlays/job"), "NetworkPolicy")}
-    assert policies["deny-by-default"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    for name, spec in policies.items():
-        for rule in spec.get("ingress", []):
-            assert rule.get("from"), f"{name} lets anyone in"
-            assert all("ipBlock" not in peer for peer in rule["from"]), f"{name} lets addresses in"
-            selected = [peer["podSelector"].get("matchLabels") for peer in rule["from"]]
-            assert all(selected), f"{name} lets whole namespaces in"
-    for overlay in OVERLAYS:
-        assert "deny-by-default" in build_text(f"overlays/{overlay}")
 
 
 # --- what the manifests mean ----------------------------------------------------------------------------------------
