@@ -95,6 +95,8 @@ def test_nothing_is_public_and_ray_asks_for_a_token(config: dict[str, Any]) -> N
     for node in config["available_node_types"].values():
         interfaces = node["node_config"].get("networkInterfaces", [])
         assert [interface for interface in interfaces if "accessConfigs" in interface] == []
+        if config["provider"]["type"] == "aws":  # Ray's own security group lets everyone try port 22
+            assert {"SubnetIds", "SecurityGroupIds"} <= node["node_config"].keys()
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert " RAY_AUTH_MODE=token" in config[key][-1]
