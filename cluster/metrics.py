@@ -43,6 +43,7 @@ class Metric:
 METRICS = (
     Metric("running", "1 while this phase is under way", "bool", "Phase", of_the_moment=True),
     Metric("last_sign", "When the phase last reported (seconds since 1970)", "dateTimeFromNow", "Last sign of life"),
+    Metric("elapsed_s", "How long this phase has taken, or took (seconds)", "s", "Time taken"),
     Metric("eta_s", "Expected time to the end of this phase (seconds)", "s", "Time left", of_the_moment=True),
     Metric("done", "What the phase has done, in its own unit: rows, steps, students", "short", "Done, of total"),
     Metric("total", "What the phase has to do, in the same unit", "short", "Done, of total"),
@@ -60,6 +61,7 @@ METRICS = (
 def metric_values(state: Mapping[str, Any], eta_s: float | None) -> dict[str, float]:
     """The listed numbers of a phase's progress, by key; those that it does not have are left out."""
     derived: dict[str, float | None] = {"running": 1.0, "last_sign": state["updated"], "eta_s": eta_s}
+    derived["elapsed_s"] = state["updated"] - state["entered"]
     if state["total"]:
         derived |= {"done": state["done"], "total": state["total"], "backlog": state["total"] - state["done"]}
     known = derived | state["numbers"]
@@ -93,7 +95,9 @@ class MetricsExporter:
     def close(self) -> None:
         """Record that the phase is over."""
         if self._values and _in_cluster():
-            self._set(closing_values(self._values) | {"last_sign": time.time()})
+            now = time.time()
+            elapsed_s = self._values["elapsed_s"] + now - self._values["last_sign"]
+            self._set(closing_values(self._values) | {"last_sign": now, "elapsed_s": elapsed_s})
         self._values = {}
 
     def _set(self, values: Mapping[str, float]) -> None:

@@ -19,7 +19,7 @@ FILE_EVERY_S = 1.0
 
 @dataclass(slots=True)
 class ProgressState:
-    """The numbers of the phase under way; ``done`` of ``total`` in ``unit`` gives the ETA."""
+    """The numbers of the phase under way, which has run since ``entered``; ``done`` of ``total`` gives the ETA."""
 
     run: str
     phase: str = "starting"
@@ -28,6 +28,7 @@ class ProgressState:
     label: str = ""
     done: int = 0
     total: int = 0
+    entered: float = field(default_factory=time.time)
     phase_started: float = field(default_factory=time.time)
     done_at_start: int = 0
     updated: float = field(default_factory=time.time)

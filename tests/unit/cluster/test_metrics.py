@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = [metric.key for metric in METRICS]
-STATE: dict[str, Any] = {"phase": "generate", "done": 0, "total": 0, "updated": 5.0, "numbers": {}}
+STATE: dict[str, Any] = {"phase": "generate", "done": 0, "total": 0, "entered": 2.0, "updated": 5.0, "numbers": {}}
 
 
 class RecordedGauge:
@@ -79,6 +79,7 @@ def test_values_of_a_phase_that_counts_have_its_backlog() -> None:
     assert values == {
         "running": 1,
         "last_sign": 5,
+        "elapsed_s": 3,
         "eta_s": 12,
         "done": 8,
         "total": 10,
@@ -89,7 +90,7 @@ def test_values_of_a_phase_that_counts_have_its_backlog() -> None:
 
 
 def test_values_of_a_phase_that_does_not_count_leave_out_what_is_unknown() -> None:
-    assert metric_values(STATE, eta_s=None) == {"running": 1, "last_sign": 5}
+    assert metric_values(STATE, eta_s=None) == {"running": 1, "last_sign": 5, "elapsed_s": 3}
 
 
 def test_closing_a_phase_ends_its_rates_and_keeps_its_results() -> None:
@@ -116,6 +117,7 @@ def test_progress_on_a_cluster_records_each_phase_under_its_name(
     assert recorded["stillhouse_accepted", "small", "generate"] == 8
     assert recorded["stillhouse_backlog", "small", "generate"] == 2
     assert recorded["stillhouse_last_sign", "small", "train"] >= before
+    assert 0 <= recorded["stillhouse_elapsed_s", "small", "generate"] <= time.time() - before
 
 
 def test_progress_of_a_phase_that_fails_is_not_running(
