@@ -10,9 +10,10 @@ import pytest
 
 from cluster.cli import run_command
 from cluster.context import RunContext
+from cluster.phases.export import export
 from cluster.phases.seal import seal_dataset
 from cluster.phases.terms import check_terms
-from cluster.phases.train import train
+from cluster.phases.train import student_job, train
 from cluster.progress import Progress
 from cluster.release import write_release
 from cluster.terms import decide, gate_plan, gate_release, gate_training, recorded_sources
@@ -23,6 +24,8 @@ from configs.terms.policy import load_policy
 from configs.terms.records import Role, Source, Statement, Verdict
 from tests.unit.cluster.runs import make_run
 from tests.unit.configs.trees import TREE, make_config, put
+from training.job import TrainResult
+from training.output import write_result
 
 pytestmark = pytest.mark.unit
 
@@ -299,6 +302,31 @@ def test_student_of_an_apache_base_gets_the_licence_that_is_at_hand(tmp_path: Pa
     config = config_of("openai/gpt-oss-20b", student={"model": "Qwen/Qwen3-4B"})
     assert write_release(tmp_path, gate_release(config, {}), "mine") == []
     assert "Apache License" in (tmp_path / "LICENSES" / "apache-2.0.txt").read_text()
+
+
+def test_export_checks_the_name_and_writes_notices_once_for_a_decision(ctx: RunContext) -> None:
+    """A trained student as a directory of one file; the phase looks no further."""
+    seal_dataset(ctx)
+    ctx.run_dir.write_json("phases/plan.json", {"transfer": "token_ids"})
+    job = student_job(ctx)
+    trained = Path(job.output_dir, "hf")
+    trained.mkdir(parents=True)
+    (trained / "config.json").write_text("{}")
+    numbers = {"num_steps": 1, "loss_tokens": 1, "final_loss": 1.0, "evaluation_loss": None, "rows": 1}
+    numbers |= {"evaluation_rows": 0, "overlong_dropped": 0, "packing_fill": 1.0, "seconds": 1.0}
+    write_result(job, TrainResult.from_dict({**numbers, "hf_dir": str(trained)}))
+    record = export(ctx)
+    student = Path(ctx.run_dir.student_hf)
+    assert {path.name for path in student.iterdir()} == {"config.json", "NOTICE", "terms.json"}
+    assert "teacher the home-made teacher" in (student / "NOTICE").read_text()
+    (student / "NOTICE").unlink()
+    assert export(ctx) == record
+    assert not (student / "NOTICE").exists()  # the same student by the same decision: nothing was done
+    export(with_config(ctx, make_config(terms={"student_name": "Mine"})))
+    assert (student / "NOTICE").read_text().startswith("Mine\n")
+    record_teacher(ctx, "llama-3.1-license-2024")
+    with pytest.raises(UserError, match="begins with 'Llama'"):
+        export(with_config(ctx, make_config(terms__party__monthly_active_users=1)))
 
 
 def test_terms_commands_answer(capsys: pytest.CaptureFixture[str]) -> None:
