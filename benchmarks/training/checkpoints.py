@@ -1,6 +1,7 @@
 """What checkpoints cost the steps: asynchronous ones against none, and what blocks against synchronous ones.
 
-One thread computes, and the process may use every core: what writes in the background needs one, as beside a GPU.
+One thread computes, and the process may use every core: what writes in the background needs one, as beside a GPU. The
+first checkpoint, which allocates the buffers of all, is part of the warm-up.
 """
 
 import os
@@ -8,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.statistics import Interval, median_interval, paired_ratio
-from benchmarks.training.arms import WARM_UP_STEPS
 from benchmarks.training.goals import Line
 from benchmarks.training.throughput import Run, open_arm, prepare, run_once
 from benchmarks.training.workload import Workload
@@ -18,8 +18,9 @@ NEVER = 10**6
 
 
 def measure_checkpoints(workload: Workload, every: int, pairs: int, directory: Path, cache: Path) -> list[Line]:
-    """Return both lines; a run takes ``CHECKPOINTS`` checkpoints, ``every`` so many steps."""
-    num_steps = WARM_UP_STEPS + CHECKPOINTS * every + 1
+    """Return both lines; a run takes ``CHECKPOINTS`` measured checkpoints, ``every`` so many steps."""
+    # What a checkpoint holds up is in the line of the step after it.
+    warm_up, num_steps = every + 1, (1 + CHECKPOINTS) * every + 1
     modes = {
         "none": {"checkpoint_every": NEVER},
         "async": {"checkpoint_every": every, "async_checkpoint": True},
@@ -31,10 +32,10 @@ def measure_checkpoints(workload: Workload, every: int, pairs: int, directory: P
         for pair in range(pairs):
             for mode in list(modes)[:: -1 if pair % 2 else 1]:
                 order = prepared.order(directory / f"checkpoints-{mode}-{pair}", **modes[mode])
-                run = run_once(child, order)
+                run = run_once(child, order, warm_up)
                 runs[mode].append(run)
                 print(
-                    f"  pair {pair} {mode}: {run.seconds / (num_steps - WARM_UP_STEPS):.3f} s a step, "
+                    f"  pair {pair} {mode}: {run.seconds / (num_steps - warm_up):.3f} s a step, "
                     f"{run.checkpoint_blocked_s:.3f} s blocked",
                     flush=True,
                 )

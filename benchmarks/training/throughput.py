@@ -48,11 +48,11 @@ class Run:
         return 1000 * self.cpu_s / self.loss_tokens
 
 
-def to_run(steps: Sequence[dict[str, Any]], cpu_s: float) -> Run:
-    """Return the measured part of an arm's steps; ``losses`` are those of all steps."""
-    steady = [step for step in steps if step["number"] > WARM_UP_STEPS]
+def to_run(steps: Sequence[dict[str, Any]], cpu_s: float, warm_up: int = WARM_UP_STEPS) -> Run:
+    """Return the part of an arm's steps after ``warm_up``; ``losses`` are those of all steps."""
+    steady = [step for step in steps if step["number"] > warm_up]
     if not steady:
-        raise ValueError(f"{len(steps)} steps are not more than the {WARM_UP_STEPS} of the warm-up")
+        raise ValueError(f"{len(steps)} steps are not more than the {warm_up} of the warm-up")
     return Run(
         seconds=sum(step["seconds"] for step in steady),
         loss_tokens=sum(step["loss_tokens"] for step in steady),
@@ -110,13 +110,13 @@ def open_arm(name: str, cores: Sequence[int], cache: Path) -> Iterator[ChildProc
             child.stop()
 
 
-def run_once(child: ChildProcess, order: Order) -> Run:
-    """Train once and return the measured part."""
+def run_once(child: ChildProcess, order: Order, warm_up: int = WARM_UP_STEPS) -> Run:
+    """Train once and return the part after ``warm_up``; its CPU time is always that after the arms' own warm-up."""
     child.ask(asdict(order), RUN_S, "to warm up")
     before = child.cpu_s()
     child.wait_for_answer(RUN_S, "to train")
     cpu_s = child.cpu_s() - before
-    return to_run(child.wait_for_answer(RUN_S, "to finish")["steps"], cpu_s)
+    return to_run(child.wait_for_answer(RUN_S, "to finish")["steps"], cpu_s, warm_up)
 
 
 class Arms:
