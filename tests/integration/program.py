@@ -25,6 +25,17 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128},
 }
+# The quickstart made small, but with its teacher, which the runs of a session share.
+SMALL = (
+    "configs/recipes/quickstart.yaml",
+    "prompts.addition.num_problems=768",
+    "generation.shard_rows=64",
+    "evaluation.addition.num_problems=64",
+    "training.max_steps=40",
+    "training.checkpoint_every=5",
+    "training.log_every=5",
+    "student.control=false",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.program import Outcome, end_session, processes_of, start, stillhouse
+from tests.integration.program import SMALL, Outcome, end_session, processes_of, start, stillhouse
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-# The quickstart made small, but with its teacher, which the runs of a session share.
-SMALL = (
-    "configs/recipes/quickstart.yaml",
-    "prompts.addition.num_problems=768",
-    "generation.shard_rows=64",
-    "evaluation.addition.num_problems=64",
-    "training.max_steps=40",
-    "training.checkpoint_every=5",
-    "training.log_every=5",
-    "student.control=false",
-)
 SIGN_OF_LIFE_S = 240
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.program import ROOT, Outcome, end_session, environment
+from tests.integration.program import ROOT, SMALL, Outcome, end_session, environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -74,11 +74,12 @@ def submit(address: str, *arguments: str) -> Outcome:
 
 def test_submitted_quickstart_runs_to_the_end(dashboard: str, shared_runs: Path) -> None:
     directory = shared_runs / "submitted"
-    outcome = submit(dashboard, "configs/recipes/quickstart.yaml", f"run_dir={directory}")
+    outcome = submit(dashboard, *SMALL, f"run_dir={directory}")
     assert outcome.code == 0, outcome.err + outcome.out[-3000:]
     report = json.loads((directory / "report.json").read_text())
-    assert report["ledger"]["pending"] == 0
-    assert report["accuracy"]["student_after"] >= 0.90
+    assert (report["ledger"]["planned"], report["ledger"]["pending"]) == (768, 0)
+    assert report["accuracy"]["teacher"] >= 0.90
+    assert (directory / "student" / "hf" / "model.safetensors").exists()
     assert "gap " in outcome.out  # the job's own log was followed to its end
 
 
