@@ -28,7 +28,7 @@ from configs.schema import GenerationConfig
 from services.client import ClientSpec, ShardClient
 
 STEADY = (0.05, 0.95)
-WINDOW_SLACK = 1.25  # as in a run
+WINDOW_SLACK = 1.5  # as in a run
 REPLICA_PREFIX = "SERVE_REPLICA::"
 NODE_MIB, SPARE_MIB = 280, 2048  # a node with its replica; what the rest of the machine may still need
 GOALS = {16: 0.95, 64: 0.90}

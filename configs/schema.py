@@ -434,7 +434,7 @@ class GenerationConfig(Section):
     clients: PositiveInt = 1
     """Ray Data actors that feed the teacher."""
     window_rows: PositiveInt | None = None
-    """Rows one client keeps in flight; unset takes a quarter more than all replicas decode at a time, shared among
+    """Rows one client keeps in flight; unset takes half more than all replicas decode at a time, shared among
     the clients (rows)."""
     rows_per_call: PositiveInt = 32
     """Rows of one call to a replica (rows)."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from services.pipeline import Feed
 
-WINDOW_SLACK = 1.25  # a call enters as a whole: until so many rows are back, the engine lives on what is waiting
+WINDOW_SLACK = 1.5  # a call enters as a whole: until so many rows are back, the engine lives on what is waiting
 COMPLETIONS, EVALUATION = "completions", "evaluation"
 
 

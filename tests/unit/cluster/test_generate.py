@@ -13,9 +13,9 @@ def test_window_rows_of_the_recipe_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_num_seqs", "replicas", "clients", "rows"), [(256, 1, 1, 320), (256, 4, 2, 640), (8, 1, 1, 10), (1, 1, 9, 1)]
+    ("max_num_seqs", "replicas", "clients", "rows"), [(256, 1, 1, 384), (256, 4, 2, 768), (8, 1, 1, 12), (1, 1, 9, 1)]
 )
-def test_window_rows_of_all_clients_are_a_quarter_more_than_is_decoded(
+def test_window_rows_of_all_clients_are_half_more_than_is_decoded(
     max_num_seqs: int, replicas: int, clients: int, rows: int
 ) -> None:
     teacher = TeacherConfig(model="m", engine=EngineConfig(max_num_seqs=max_num_seqs), max_replicas=replicas)
