@@ -180,5 +180,9 @@ def test_signal_ends_a_command_with_the_way_to_go_on(
     clock = {"updated": 0.0, "written": 0.0, "ended": True, "eta_s": None}
     (tmp_path / "run" / "progress.json").write_text(json.dumps(progress | clock))
     monkeypatch.setattr(sys, "stdout", Terminal())
-    assert run_command(["status", str(recipe)]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert run_command(["status", str(recipe)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
