@@ -132,7 +132,7 @@ def _draw_job(chaos: Chaos, rng: random.Random, teacher: str, seed: int) -> Driv
         address=chaos.address,
         app_name=teacher,
         run_dir=str(directory),
-        prompts=make_prompts(rng.randint(200, 440)),
+        prompts=make_prompts(rng.randint(400, 800)),
         samples=rng.randint(1, 3),
         shard_rows=rng.choice((6, 8, 12)),
         rows_per_call=rng.choice((2, 4)),
