@@ -24,11 +24,11 @@ import psutil
 
 from benchmarks.echo import EchoScript
 from benchmarks.node_cluster import LOOK_UPS, NodeCluster, node_cluster
+from cluster.phases.generate import WINDOW_SLACK
 from configs.schema import GenerationConfig
 from services.client import ClientSpec, ShardClient
 
 STEADY = (0.05, 0.95)
-WINDOW_SLACK = 1.5  # as in a run
 REPLICA_PREFIX = "SERVE_REPLICA::"
 NODE_MIB, SPARE_MIB = 280, 2048  # a node with its replica; what the rest of the machine may still need
 GOALS = {16: 0.95, 64: 0.90}

@@ -10,8 +10,8 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
+from benchmarks.answers import say, take_stdout
 from benchmarks.generation.arms import Arm, ArmSettings, RowDone
 from benchmarks.generation.engine import CORE_VARIABLE, RECORDS_VARIABLE, Cores, engine_environment, read_records
 from benchmarks.generation.workloads import Name, WorkItem, build_workload, duplicated, shuffled
@@ -43,7 +43,7 @@ class Answer:
 def main(arguments: list[str]) -> int:
     """Serve orders until standard input ends."""
     told = json.loads(arguments[0])
-    answers = _take_stdout()
+    answers = take_stdout()
     name, cores = told["name"], Cores(told["engine_core"], frozenset(told["other_cores"]))
     settings = ArmSettings(**told["settings"] | {"directory": Path(told["settings"]["directory"])})
     records = settings.directory / "records"
@@ -53,11 +53,11 @@ def main(arguments: list[str]) -> int:
     os.environ.update({CORE_VARIABLE: str(cores.engine), RECORDS_VARIABLE: str(records), "PYTHONPATH": _python_path()})
     started = time.monotonic()
     with open_arm(name, settings) as arm:
-        _say(answers, {"opened_s": time.monotonic() - started})
+        say(answers, {"opened_s": time.monotonic() - started})
         for line in sys.stdin:
             order = Order(**json.loads(line))
             answer = carry_out(arm, order)
-            _say(answers, {"engines": read_records(records)} | asdict(answer))
+            say(answers, {"engines": read_records(records)} | asdict(answer))
     return 0
 
 
@@ -110,16 +110,6 @@ def check_tokens(rows: list[WorkItem], done: list[RowDone]) -> None:
     for row in rows:
         if made[row.index] != row.num_tokens:
             raise RuntimeError(f"row {row.index} has {made[row.index]} tokens and should have {row.num_tokens}")
-
-
-def _take_stdout() -> TextIO:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return answers
-
-
-def _say(answers: TextIO, record: dict[str, Any]) -> None:
-    print(json.dumps(record), file=answers, flush=True)
 
 
 def _python_path() -> str:

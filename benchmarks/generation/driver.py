@@ -26,11 +26,11 @@ from benchmarks.generation.models import CONTEXT_TOKENS, SHAPES, make_model
 from benchmarks.generation.table import Outcome, Sample, format_table
 from benchmarks.generation.workloads import Name
 from benchmarks.processes import ArmFailed
+from cluster.phases.generate import WINDOW_SLACK
 from cluster.signals import interrupt_on_sigterm
 
 ROWS = {Name.FIXED: 640, Name.LONG_TAIL: 768, Name.PREFIX: 1536, Name.N4: 1024}
 DEFAULT_MODELS = ("4m", "27m")
-WINDOW_SLACK = 1.5  # as cluster.phases.generate has it: rows in flight for each row that is decoded
 WARM_UP_ROWS = 160
 WARM_UP_SEED = 10**6  # no pair's
 IDLE_S = 3.0

@@ -10,8 +10,9 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from benchmarks.answers import say, take_stdout
 from benchmarks.training.arms import WARM_UP_STEPS, Arm, ArmSettings, Order, Step
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -20,11 +21,11 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 def main(arguments: list[str]) -> int:
     """Serve orders until standard input ends."""
     name, told = arguments[0], json.loads(arguments[1])
-    answers = _take_stdout()
+    answers = take_stdout()
     settings = ArmSettings(Path(told["directory"]), tuple(told["cores"]), tuple(told["others"]))
     os.environ.update(ENVIRONMENT)
     with open_arm(name, settings) as arm:
-        _say(answers, {"open": True})
+        say(answers, {"open": True})
         for line in sys.stdin:
             _serve(arm, Order(**json.loads(line)), answers)
     return 0
@@ -58,20 +59,10 @@ def _serve(arm: Arm, order: Order, answers: TextIO) -> None:
     def on_step(step: Step) -> None:
         steps.append(step)
         if step.number in (WARM_UP_STEPS, order.num_steps):
-            _say(answers, {"step": step.number})
+            say(answers, {"step": step.number})
 
     arm.run(order, on_step)
-    _say(answers, {"steps": [asdict(step) for step in steps]})
-
-
-def _take_stdout() -> TextIO:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return answers
-
-
-def _say(answers: TextIO, record: dict[str, Any]) -> None:
-    print(json.dumps(record), file=answers, flush=True)
+    say(answers, {"steps": [asdict(step) for step in steps]})
 
 
 if __name__ == "__main__":

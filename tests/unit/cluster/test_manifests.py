@@ -17,7 +17,6 @@ from configs.load import load_run_config
 from configs.schema import RunConfig
 from tests.unit.cluster.kustomize import Document, load_documents
 from tests.unit.cluster.manifests import (
-    APPLIED,
     BUILDS,
     COMPONENTS,
     KUBERAY,
@@ -32,11 +31,6 @@ from tests.unit.cluster.manifests import (
 from tests.unit.cluster.schemas import FIELDS, NO_CRDS, custom_resources, find_errors
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(params=APPLIED)
-def documents(request: pytest.FixtureRequest) -> list[Document]:
-    return documents_of(request.param)
 
 
 # --- validity -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import pytest
 
 from tests.unit.cluster.kustomize import Document
 from tests.unit.cluster.manifests import (
-    APPLIED,
     KUBERAY,
     OVERLAYS,
     PROJECT,
@@ -20,11 +19,6 @@ from tests.unit.cluster.manifests import (
 pytestmark = pytest.mark.unit
 
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
-
-
-@pytest.fixture(params=APPLIED)
-def documents(request: pytest.FixtureRequest) -> list[Document]:
-    return documents_of(request.param)
 
 
 def test_every_ray_container_asks_for_the_token_of_the_secret(documents: list[Document]) -> None:
