@@ -2,10 +2,12 @@
 
 import json
 import resource
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -73,6 +75,33 @@ def follow_metrics(output_dir: str, num_seen: int, on_metrics: Callable[[StepMet
     for line in lines[num_seen:]:
         on_metrics(StepMetrics(**json.loads(line)))
     return len(lines)
+
+
+@contextmanager
+def following_metrics(
+    output_dirs: Sequence[str], on_metrics: Callable[[int, StepMetrics], None], every_s: float
+) -> Iterator[None]:
+    """Hand new lines of several jobs to ``on_metrics`` while the block runs, with the place of their directory.
+
+    It is called on a thread, every ``every_s`` seconds and once more at the end.
+    """
+    done = threading.Event()
+
+    def follow() -> None:
+        num_seen = [0] * len(output_dirs)
+        is_last = False
+        while not is_last:
+            is_last = done.wait(every_s)
+            for i, output_dir in enumerate(output_dirs):
+                num_seen[i] = follow_metrics(output_dir, num_seen[i], partial(on_metrics, i))
+
+    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import ray
@@ -25,7 +24,7 @@ from configs.errors import DeadlineExceeded, UserError
 from configs.schema import TrainingConfig
 from training import storage
 from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
-from training.metrics import follow_metrics
+from training.metrics import following_metrics
 from training.output import load_result
 
 logger = logging.getLogger(__name__)
@@ -197,29 +196,14 @@ def _shown(config: TrainingConfig) -> str:
     return str(config.num_workers if isinstance(config.num_workers, int) else [*config.num_workers]).replace(" ", "")
 
 
-@contextlib.contextmanager
-def _following(jobs: list[TrainJob], on_metrics: Callable[[TrainJob, StepMetrics], None] | None) -> Iterator[None]:
+def _following(
+    jobs: list[TrainJob], on_metrics: Callable[[TrainJob, StepMetrics], None] | None
+) -> contextlib.AbstractContextManager[None]:
     """Hand new lines of metrics to ``on_metrics`` while the block runs."""
     if on_metrics is None:
-        yield
-        return
-    done = threading.Event()
-
-    def follow() -> None:
-        num_seen = [0] * len(jobs)
-        is_last = False
-        while not is_last:
-            is_last = done.wait(_FOLLOW_SECONDS)
-            for i, job in enumerate(jobs):
-                num_seen[i] = follow_metrics(job.output_dir, num_seen[i], partial(on_metrics, job))
-
-    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        return contextlib.nullcontext()
+    output_dirs = [job.output_dir for job in jobs]
+    return following_metrics(output_dirs, lambda i, metrics: on_metrics(jobs[i], metrics), _FOLLOW_SECONDS)
 
 
 @contextlib.contextmanager

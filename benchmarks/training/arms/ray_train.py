@@ -1,9 +1,8 @@
 """Ours under Ray Train with one worker: this process is the driver, in a Ray of its own."""
 
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -40,34 +39,20 @@ class _RayTrain:
         with self._following(order, on_step):
             fit(job, max_failures=0, worker_start_deadline_s=WORKER_START_S)
 
-    @contextmanager
-    def _following(self, order: Order, on_step: OnStep) -> Iterator[None]:
+    def _following(self, order: Order, on_step: OnStep) -> AbstractContextManager[None]:
         from training.job import StepMetrics
-        from training.metrics import follow_metrics
+        from training.metrics import following_metrics
 
-        done = threading.Event()
         loss_tokens = 0
 
-        def report(metrics: StepMetrics) -> None:
+        def report(_: int, metrics: StepMetrics) -> None:
             nonlocal loss_tokens
             if loss_tokens == 0:
                 self._bind_workers()
             step, loss_tokens = to_step(metrics, loss_tokens), metrics.loss_tokens
             on_step(step)
 
-        def follow() -> None:
-            num_seen, is_last = 0, False
-            while not is_last:
-                is_last = done.wait(FOLLOW_S)
-                num_seen = follow_metrics(order.output_dir, num_seen, report)
-
-        thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return following_metrics([order.output_dir], report, FOLLOW_S)
 
     def _bind_workers(self) -> None:
         """Move every thread of the worker to its cores after the first step; those it starts later follow."""
