@@ -10,8 +10,9 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +124,15 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
         _keep_logs(temp_dir, run_dir)
         raise
     finally:
+        started = (
+            _children() - before
+        )  # now: what outlives the raylet, such as its agents, is no child of ours after it
+        # Ray waits for its raylet without a deadline; once that is gone it goes on.
+        give_up = threading.Timer(deadlines.shutdown, _kill, [started])
+        give_up.start()
         ray.shutdown()
-        _end_children(before, deadlines.shutdown)
+        give_up.cancel()
+        _end_processes(started | (_children() - before), deadlines.shutdown)
         shutil.rmtree(temp_dir, ignore_errors=True)
         for key, value in saved.items():
             if value is None:
@@ -208,17 +216,20 @@ def _children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
-def _end_children(before: set[psutil.Process], deadline_s: float) -> None:
-    """Wait for what the session started to end, then end what has not. Only our own descendants are touched."""
-    started = _children() - before
+def _end_processes(started: set[psutil.Process], deadline_s: float) -> None:
+    """Wait for what the session started to end, then end what has not."""
     _, alive = psutil.wait_procs(started, timeout=min(5.0, deadline_s))
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    _kill(alive)
     _, alive = psutil.wait_procs(alive, timeout=deadline_s)
     if alive:
         names = ", ".join(f"{process.pid}" for process in alive)
         raise DeadlineExceeded(f"processes {names} did not end in {deadline_s:.0f} s (deadlines.shutdown)")
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _keep_logs(temp_dir: Path, run_dir: RunDir) -> None:
