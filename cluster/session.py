@@ -126,7 +126,7 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
     finally:
         started = (
             _children() - before
-        )  # now: what outlives the raylet, such as its agents, is no child of ours after it
+        )  # what outlives its parent, the raylet, is no child of ours then
         # Ray waits for its raylet without a deadline; once that is gone it goes on.
         give_up = threading.Timer(deadlines.shutdown, _kill, [started])
         give_up.start()
