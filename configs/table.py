@@ -53,5 +53,29 @@ COMPLETIONS_SCHEMA = pa.schema(
         pa.field("completion_topk_ids", TOKEN_IDS),
         pa.field("completion_topk_logprobs", LOGPROBS),
         pa.field("teacher", pa.string()),  # its name in the recipe's teachers; "teacher" where there is one
+        # Lineage: the same for all rows of a file, so that Parquet's dictionaries hold each value once a file. Ids are
+        # of the licence policy's entries; where several count, they are joined by " AND ".
+        pa.field("teacher_repo", pa.string()),  # repository or directory
+        pa.field("teacher_revision", pa.string()),  # as the recipe names it; null without one
+        pa.field("teacher_license", pa.string()),  # the policy's entries; null where only a waiver allows it
+        pa.field("terms_id", pa.string()),  # terms of the services in between; null where there are none
+        pa.field("prompt_source", pa.string()),
+        pa.field("prompt_license", pa.string()),
+        pa.field("sampling", pa.string()),  # JSON, the seed included
+        pa.field("engine", pa.string()),  # 16 hex digits: vLLM's version and configuration
+        pa.field("template", pa.string()),  # 16 hex digits: the chat template and its arguments
+        pa.field("decision", pa.string()),  # verdict@policy, 16 hex digits of the policy's digest
     ]
 )
+
+# What the policy decides on; rows that are alike in these are allowed or refused together.
+LICENSED_COLUMNS = (
+    "teacher_repo",
+    "teacher_revision",
+    "teacher_license",
+    "terms_id",
+    "prompt_source",
+    "prompt_license",
+)
+
+SPEC_KEY = "stillhouse.generation_spec"  # of the Parquet footer: JSON of all that the file's rows were made by

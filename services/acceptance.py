@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from configs.schema import ONLY_TEACHER, AcceptanceConfig, TruncationPolicy, VerifierName
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.generation import GenerateResult, Sample
+from services.lineage import NO_LINEAGE, Lineage
 from services.verifiers import final_answer, is_correct
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the completions table, in the order of `COMPLETIONS_SCHEMA`, without its teacher.
+    """One row of the completions table, in the order of `COMPLETIONS_SCHEMA`, without its teacher and lineage.
 
     ``reason`` is None exactly for accepted rows and ``completion`` exactly for failed ones: the ledger is read from
     these null counts in the table's log.
@@ -96,11 +98,13 @@ def judge(
         )
 
 
-def rows_to_table(rows: list[Row], teacher: str = ONLY_TEACHER) -> pa.Table:
+def rows_to_table(rows: list[Row], teacher: str = ONLY_TEACHER, lineage: Lineage = NO_LINEAGE) -> pa.Table:
     """One teacher's rows as an Arrow table with exactly the completions schema."""
-    names = [name for name in COMPLETIONS_SCHEMA.names if name != "teacher"]
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
-    return pa.table({**columns, "teacher": [teacher] * len(rows)}, schema=COMPLETIONS_SCHEMA)
+    constants = {"teacher": teacher} | lineage.to_dict()
+    own = [name for name in COMPLETIONS_SCHEMA.names if name not in constants]
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in own}
+    columns |= {name: pa.repeat(pa.scalar(value, pa.string()), len(rows)) for name, value in constants.items()}
+    return pa.table(columns, schema=COMPLETIONS_SCHEMA)
 
 
 def _rejection(

@@ -21,6 +21,7 @@ from configs.schema import ONLY_TEACHER, AcceptanceConfig, GenerationConfig, Sam
 from configs.table import RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
 from services.generation import GenerateRequest, GenerateResult
+from services.lineage import NO_LINEAGE, Lineage, add_template
 from services.order import LengthEstimate, in_order
 from services.plan import read_shard
 from services.requester import Requester
@@ -46,13 +47,14 @@ SUMMARY_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class TableJob:
-    """One table to fill: where its prompts lie, how they are answered and judged, what each file's footer says."""
+    """One table to fill: where its prompts lie, how they are answered and judged, what its rows and footers carry."""
 
     prompts_uri: str
     completions_uri: str
     sampling: SamplingConfig
     acceptance: AcceptanceConfig
     footer: dict[str, str]
+    lineage: Lineage = NO_LINEAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class ShardClient:
         self._renderer = PromptRenderer.load(
             spec.tokenizer, spec.tokenizer_revision, spec.chat_template_kwargs, spec.trust_remote_code
         )
+        self._tables = _with_template(spec.tables, self._renderer.fingerprint())
         handle = serve.get_app_handle(spec.app_name)
         self._lengths = LengthEstimate()
         self._loop = asyncio.new_event_loop()
@@ -115,10 +118,11 @@ class ShardClient:
         return pa.Table.from_pylist(summaries, schema=SUMMARY_SCHEMA)
 
     def _make_shard(self, table: str, shard: int, path: str) -> dict[str, Any]:
-        job = self._spec.tables[table]
+        job = self._tables[table]
         rows = self._wait_for_rows(job, shard, path)
         deadline_s = self._spec.commit_deadline_s
-        action = write_file(job.completions_uri, rows_to_table(rows, self._spec.teacher), shard, job.footer, deadline_s)
+        content = rows_to_table(rows, self._spec.teacher, job.lineage)
+        action = write_file(job.completions_uri, content, shard, job.footer, deadline_s)
         counts = Counter(row.status for row in rows)
         return {
             "table": table,
@@ -215,6 +219,14 @@ class ShardClient:
                 texts = completions[each.prompt_id]
                 rows += judge(each, result, texts, job.acceptance, job.sampling.truncation)
         return rows
+
+
+def _with_template(tables: dict[str, TableJob], template: str) -> dict[str, TableJob]:
+    changed = {}
+    for name, job in tables.items():
+        lineage, footer = add_template(job.lineage, job.footer, template)
+        changed[name] = replace(job, lineage=lineage, footer=footer)
+    return changed
 
 
 def to_request(prompt: PlannedPrompt, sampling: SamplingConfig) -> GenerateRequest:

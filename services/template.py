@@ -1,5 +1,7 @@
 """Turns a prompt into the teacher's token ids, and the teacher's token ids into text."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,11 @@ class PromptRenderer:
     @property
     def has_chat_template(self) -> bool:
         return self.tokenizer.chat_template is not None
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over the chat template and its arguments."""
+        deciding = json.dumps([self.tokenizer.chat_template, self.template_kwargs], sort_keys=True, default=str)
+        return hashlib.sha256(deciding.encode()).hexdigest()[:16]
 
     def render(self, prompts: Sequence[str | list[dict[str, Any]]]) -> list[list[int] | ValueError]:
         """Of each prompt the token ids up to where the assistant's answer begins, or why the template refuses it.

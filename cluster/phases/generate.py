@@ -7,6 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.context import RunContext
+from cluster.estimate import check_capacity
+from cluster.lineage import trace_tables
 from cluster.models import teacher_source
 from cluster.phases.plan import evaluation_uris, planned_rows
 from cluster.teachers import (
@@ -17,6 +19,7 @@ from cluster.teachers import (
     stop_teachers,
     wait_for_teacher,
 )
+from cluster.terms import decide
 from configs.errors import UserError
 from configs.identity import generation_fingerprint
 from configs.schema import (
@@ -28,9 +31,11 @@ from configs.schema import (
     TruncationPolicy,
 )
 from configs.table import RowStatus
+from configs.terms.records import Decision
 from services.backlog import BacklogReporter
 from services.client import ClientSpec, TableJob
 from services.dataset import pending_shards, read_ledger
+from services.engine_settings import engine_kind
 from services.plan import read_plan
 
 if TYPE_CHECKING:
@@ -94,6 +99,8 @@ def _pending_tasks(ctx: RunContext, tables: dict[str, TableJob]) -> dict[str, li
 def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     engines = {}
     if tasks:
+        ctx.budget.check()
+        check_capacity(ctx.config, ctx.prices, ctx.session.gpu_limit())
         handles = start_teachers(ctx, list(tasks))
         try:
             engines = _stream(ctx, handles, tables, tasks)
@@ -103,7 +110,11 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
     ledger = read_ledger(ctx.run_dir.completions_uri, planned_rows(ctx).num_rows)
     _show_ledger(ctx, ledger.to_dict())
     engine = engines.get(ctx.config.main_teacher) or next(iter(engines.values()), None)
-    return {"ledger": ledger.to_dict(), "engine": engine, "engines": engines}
+    teachers = {name: ctx.config.pool[name] for name in tasks}
+    devices = {
+        name: ctx.session.device(each.engine.device, each.accelerator_type).value for name, each in teachers.items()
+    }
+    return {"ledger": ledger.to_dict(), "engine": engine, "engines": engines, "devices": devices}
 
 
 def _stream(
@@ -122,7 +133,11 @@ def _stream(
             wait_for_teacher(ctx, teacher)
             engines[teacher] = read_engine(ctx, teacher, handle)
 
-    feeds = {teacher: Feed(_client_spec(ctx, tables, teacher), todo) for teacher, todo in tasks.items()}
+    decision = decide(ctx.config)
+    feeds = {
+        teacher: Feed(_client_spec(ctx, _trace(ctx, tables, teacher, decision), teacher), todo)
+        for teacher, todo in tasks.items()
+    }
     summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx, list(feeds)), wait_for_teachers)
     with ExitStack() as reporters:
         backlogs = {
@@ -133,6 +148,12 @@ def _stream(
         }
         _show_summaries(ctx, summaries, feeds, backlogs)
     return engines
+
+
+def _trace(ctx: RunContext, tables: dict[str, TableJob], name: str, decision: Decision) -> dict[str, TableJob]:
+    teacher = ctx.config.pool[name]
+    device = ctx.session.device(teacher.engine.device, teacher.accelerator_type)
+    return trace_tables(ctx.config, tables, name, decision, engine_kind(teacher.engine, device), device)
 
 
 def _show_summaries(
@@ -156,6 +177,7 @@ def _show_summaries(
             evaluation_left -= 1
             if evaluation_left == 0:
                 _check_teacher(ctx)
+            ctx.budget.check()
             continue
         for status in RowStatus:
             counts[status] += summary[status]
@@ -166,7 +188,10 @@ def _show_summaries(
             rejected=counts["rejected"],
             failed=counts["failed"],
             tokens_per_s=tokens / (time.monotonic() - started),
+            cost_usd=ctx.budget.spent().usd,
         )
+        if counts["pending"]:
+            ctx.budget.check()
 
 
 def _rows_left(feed: "Feed") -> int:
@@ -222,6 +247,7 @@ def _check_teacher(ctx: RunContext) -> None:
 
 def _report_silence(ctx: RunContext, teachers: list[str], silent_s: float, shards: int) -> None:
     """Long before the run gives up: what it waits for, and what Serve has to say of the teachers."""
+    ctx.budget.check()
     words = describe_teachers(ctx.config, teachers)
     ctx.progress.say(
         f"generate: no shard was finished for {silent_s:.0f} s (at most {ctx.config.deadlines.no_progress:.0f} s, "

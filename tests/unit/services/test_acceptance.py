@@ -1,5 +1,7 @@
 """Each sample becomes one row, and every row that is not accepted says why."""
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from configs.schema import AcceptanceConfig, TruncationPolicy, VerifierName
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
 from services.generation import GenerateResult, Sample
+from services.lineage import Lineage
 
 pytestmark = pytest.mark.unit
 
@@ -117,6 +120,14 @@ def test_null_reasons_and_completions_are_what_the_ledger_counts(
 
 def test_rows_to_table_keeps_every_column() -> None:
     [row] = rows(sample("it is 5"))
-    [stored] = rows_to_table([row], "larger").to_pylist()
+    lineage = Lineage(**{field.name: f"the {field.name}" for field in fields(Lineage)})
+    [stored] = rows_to_table([row], "larger", lineage).to_pylist()
     assert stored.pop("teacher") == "larger"
-    assert stored == {name: getattr(row, name) for name in COMPLETIONS_SCHEMA.names if name != "teacher"}
+    assert {name: stored.pop(name) for name in lineage.to_dict()} == lineage.to_dict()
+    assert stored == {field.name: getattr(row, field.name) for field in fields(Row)}
+
+
+def test_rows_without_lineage_have_nulls_of_the_same_schema() -> None:
+    table = rows_to_table(rows(sample("it is 5"), sample("it is 6")))
+    assert table.schema.equals(COMPLETIONS_SCHEMA)
+    assert all(table.column(field.name).null_count == 2 for field in fields(Lineage))
