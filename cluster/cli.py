@@ -155,6 +155,31 @@ def doctor(run_dir: Annotated[Path | None, Parameter(help="Check that a run coul
 
 
 @app.command
+def verify(
+    directory: Annotated[str, Parameter(help="Exported student (<run>/student/hf) or a run's directory.")],
+    *,
+    sha256: Annotated[str | None, Parameter(help="Digest of MANIFEST.json, as its maker names it.")] = None,
+    debug: Debug = False,
+) -> int:
+    """Check a released student, or a run's sealed data and its student, file by file against its manifest; offline.
+
+    Says the first file that is missing, was added or differs, and between which bytes. Exits with 1 then.
+
+    Example: `stillhouse verify runs/quickstart/student/hf`
+    """
+    from cluster.release_manifest import find_fault, manifest_digest
+
+    fault, digest = find_fault(directory), manifest_digest(directory)
+    if fault is None and sha256 is not None and sha256 != digest:
+        fault = f"MANIFEST.json has sha256 {digest}, and not {sha256}"
+    if fault is not None:
+        print(f"error: {directory}: {fault}", file=sys.stderr)
+        return EXIT_FAULT
+    print(f"{directory} is as its manifest says" + (f"; MANIFEST.json has sha256 {digest}" if digest else ""))
+    return 0
+
+
+@app.command
 def submit(
     recipe: Recipe,
     *overrides: Overrides,

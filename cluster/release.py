@@ -28,14 +28,23 @@ def notice(decision: Decision, student: str, missing: list[str]) -> str:
         names = sorted({_name(each.entry) for each in source.statements if each.entry})
         base = f", base of {source.via}" if source.via else ""
         lines.append(f"- {source.role} {source.name}{base}: {', '.join(names) or 'licence waived'}")
-    shown = [line for duty in decision.duties for line in _shown(duty)]
-    lines += ["", *dict.fromkeys(shown)] if shown else []
-    duties = [line for duty in decision.duties if (line := _asked(duty))]
-    lines += ["", "Whoever passes this model on or lets others use it:", *dict.fromkeys(duties)] if duties else []
+    shown, duties = shown_texts(decision), asked_duties(decision)
+    lines += ["", *shown] if shown else []
+    lines += ["", "Whoever passes this model on or lets others use it:", *duties] if duties else []
     if missing:
         lines += ["", "Licence texts that belong into LICENSES/ and were not found where this model was made:"]
         lines += [f"- {_name(name)}{_address(name)}" for name in missing]
     return "\n".join(lines) + "\n"
+
+
+def shown_texts(decision: Decision) -> list[str]:
+    """What licences want to be shown, such as "Built with …", each once."""
+    return list(dict.fromkeys(line for duty in decision.duties for line in _shown(duty)))
+
+
+def asked_duties(decision: Decision) -> list[str]:
+    """What licences want of whoever passes the student on, as lines of a list, each once."""
+    return list(dict.fromkeys(line for duty in decision.duties if (line := _asked(duty))))
 
 
 def _shown(duty: Duty) -> list[str]:

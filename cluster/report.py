@@ -9,9 +9,11 @@ from deltalake import DeltaTable
 from upath import UPath
 
 from cluster.context import RunContext
+from cluster.cost import build_cost, cost_lines
 from cluster.phases.train import student_job
 from cluster.run_dir import RunDir
 from configs.errors import UserError
+from configs.prices import load_prices
 from services.dataset import read_rows_by_teacher
 
 SCHEMA_VERSION = 1
@@ -51,6 +53,7 @@ def write_report(ctx: RunContext) -> dict[str, Any]:
     from cluster.report_page import render_page
 
     report = build_report(ctx.run_dir, ctx.config.name)
+    report["cost"] = build_cost(ctx, report, load_prices())
     if ctx.run_dir.read_json("report.json") == report and ctx.run_dir.read_text("report.html") is not None:
         return report
     metrics = UPath(student_job(ctx).output_dir, "metrics.jsonl").read_text()
@@ -100,4 +103,6 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     lines.append(f"tokens    {tokens['teacher_output']:,} by the teacher, {tokens['student_loss']:,} into the student")
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
     lines.append(f"seconds   {seconds}")
+    if cost := report.get("cost"):
+        lines += [f"{'' if number else 'cost':10}{line}" for number, line in enumerate(cost_lines(cost))]
     return lines

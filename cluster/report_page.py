@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from cluster.cost import cost_lines
 from configs.table import RowStatus
 from training.job import StepMetrics
 
@@ -95,6 +96,8 @@ def render_page(report: dict[str, Any], metrics_jsonl: str, lengths: dict[str, l
         ledger_parts=LEDGER_PARTS,
         engine=[(key, show_value(value)) for key, value in (report["engine"] or {}).items()],
         numbers=number_tables(report),
+        cost=cost_lines(report["cost"]) if report.get("cost") else [],
+        assumptions=report["cost"]["assumptions"] if report.get("cost") else [],
     )
 
 

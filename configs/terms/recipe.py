@@ -103,3 +103,6 @@ class TermsConfig(Section):
     """Decisions that a refused source may be used all the same."""
     student_name: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Name under which the student is exported; unset takes the run's. Some licences say how it begins."""
+    student_license: str | None = None
+    """Licence that you give the student, where those of its sources leave the choice: an id of the policy, an SPDX
+    identifier or a Hub tag. Unset takes the licence of its base; without one its card says that none was chosen."""

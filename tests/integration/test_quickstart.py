@@ -77,6 +77,32 @@ def test_quickstart_report_has_the_documented_fields(quickstart: Run) -> None:
     assert "<svg" in (quickstart.directory / "report.html").read_text()
 
 
+def test_quickstart_has_a_cost_ledger(quickstart: Run) -> None:
+    cost = quickstart.report["cost"]
+    assert cost["tokens"]["completion.teacher"] == quickstart.report["tokens"]["teacher_output"]
+    assert cost["tokens"]["student_rows"] > cost["tokens"]["student_loss"]
+    assert 0 < cost["flops"]["generate"] < cost["flops"]["total"]
+    assert cost["flops"]["train_control"] > 0
+    assert cost["usd_per_gap_point"] > 0
+    assert {use["phase"] for use in cost["usage"]} >= {"make_teacher", "generate", "train", "export"}
+    assert "cost      $" in quickstart.outcome.err
+
+
+def test_quickstart_release_is_verified_and_its_data_card_loads(quickstart: Run) -> None:
+    import datasets
+    from huggingface_hub import ModelCard
+
+    outcome = stillhouse("verify", str(quickstart.directory))
+    assert outcome.code == 0, outcome.err
+    card = ModelCard.load(quickstart.directory / "student" / "hf" / "README.md")
+    assert card.data.eval_results[0].metric_value == quickstart.report["accuracy"]["student_after"]
+    rows = datasets.load_dataset(
+        str(quickstart.directory), split="train", cache_dir=str(quickstart.directory / "cache")
+    )
+    assert len(rows) == quickstart.report["ledger"]["planned"]
+    assert sum(status == "accepted" for status in rows["status"]) == quickstart.report["ledger"]["accepted"]
+
+
 def test_quickstart_leaves_no_process_and_no_temporary_directory(quickstart: Run) -> None:
     assert quickstart.left_over == []
     assert quickstart.temp_dirs == []

@@ -1,0 +1,274 @@
+"""The cost ledger: what a run took in tokens, device-seconds, operations and dollars, and what it bought.
+
+Times and tokens are what the phases recorded. Operations are 2 a weight and token where a model writes and 6 where it
+learns (Kaplan et al. 2020, 2001.08361), without attention. Dollars are device-seconds by a table of prices. Whatever
+is not known is null, and `assumptions` says what was taken for granted.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deltalake import DeltaTable
+from upath import UPath
+
+from cluster.context import RunContext
+from cluster.models import made_teacher_dir, teacher_source
+from cluster.phases.train import control_job, student_job
+from cluster.terms_sources import local_directory
+from cluster.weights import Weights, count_weights
+from configs.prices import CPU_CORE, PriceTable
+from configs.schema import Device, RunConfig, TrainingConfig
+from training import storage
+from training.output import load_result
+
+FORWARD, BACKWARD = 2, 4  # operations for each weight and token
+FROZEN = 2  # of the backward pass through a weight that is not trained (LoRA)
+TOKENS_PER_WEIGHT = 20  # Hoffmann et al. 2022, 2203.15556: how long a model is trained from scratch at the best price
+PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "evaluate", "export")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one phase held of one pool: ``count`` devices for ``seconds``.
+
+    Example: ``Usage("generate", "teacher", "H100", 8, 3600.0, 28800.0, 24.0)``
+    """
+
+    phase: str
+    pool: str
+    device: str | None
+    """Accelerator type, or ``cpu_core``; None for a GPU of unknown type."""
+    count: int
+    seconds: float
+    device_seconds: float
+    usd: float | None
+
+
+def build_cost(ctx: RunContext, report: dict[str, Any], prices: PriceTable) -> dict[str, Any]:
+    """The section ``cost`` of the report, of the phases that are done; docs/report.md documents each field."""
+    records = {phase: ctx.run_dir.phase_record(phase) or {} for phase in PHASES}
+    trained = storage.read_json(storage.join(student_job(ctx).output_dir, "job.json"))
+    device = trained["device"] if trained else None
+    tokens = {**_table_tokens(ctx), **_training_tokens(ctx)}
+    weights = _weights(ctx)
+    flops = count_flops(ctx.config, tokens, weights)
+    done = {phase: record for phase, record in records.items() if record}
+    usage = [use for phase, record in done.items() for use in find_usage(ctx.config, phase, record, device, prices)]
+    dollars = [use.usd for use in usage]
+    usd = None if None in dollars else sum(each for each in dollars if each is not None)
+    gap = report["gap_closed"]
+    return {
+        "tokens": tokens,
+        "weights": {name: asdict(each) if each else None for name, each in weights.items()},
+        "flops": flops,
+        "usage": [asdict(use) for use in usage],
+        "usd": usd,
+        "usd_per_accepted_row": _ratio(usd, report["ledger"]["accepted"]),
+        "usd_per_gap_point": _ratio(usd, 100 * gap) if gap and gap > 0 else None,
+        "from_scratch": compare(report, flops, weights),
+        "prices": {
+            name: prices.root[name].model_dump(mode="json", include={"usd_per_hour", "as_of", "source"})
+            for name in sorted({use.device for use in usage if use.device in prices.root})
+        },
+        "assumptions": _assumptions(ctx.config, usage, weights),
+    }
+
+
+def cost_lines(cost: dict[str, Any]) -> list[str]:
+    """What it came to, in a few lines for terminal, page and card."""
+    usd, flops, scratch = cost["usd"], cost["flops"], cost["from_scratch"]
+    lines = []
+    if usd is not None:
+        parts = [f"${usd:.4g} by the table of prices"]
+        if cost["usd_per_accepted_row"] is not None:
+            parts.append(f"${cost['usd_per_accepted_row']:.3g} an accepted row")
+        if cost["usd_per_gap_point"] is not None:
+            parts.append(f"${cost['usd_per_gap_point']:.3g} a point of the gap")
+        lines.append(", ".join(parts))
+    if flops["total"] is not None:
+        lines.append(f"{flops['total']:.3g} operations, {flops['generate']:.3g} of them the teacher's answers")
+    if scratch["student_ratio"] is not None:
+        lines.append(
+            f"distilling took {scratch['student_ratio']:.3g} of the operations of training a student of this size from "
+            f"scratch on {TOKENS_PER_WEIGHT} tokens a weight"
+        )
+    return lines
+
+
+def count_flops(
+    config: RunConfig, tokens: dict[str, int], weights: dict[str, Weights | None]
+) -> dict[str, float | None]:
+    """Operations by what they were for; ``total`` is of distilling: the teacher's answers and the student's steps."""
+    student = weights["student"]
+    written = [
+        _written(weights[f"teacher.{name}"], tokens[f"prompt.{name}"], tokens[f"completion.{name}"])
+        for name in config.pool
+        if f"prompt.{name}" in tokens
+    ]
+    frozen = config.student.lora is not None
+    flops: dict[str, float | None] = {
+        "generate": None if None in written else sum(each for each in written if each is not None),
+        "train": _learnt(student, tokens["student_rows"], tokens["student_loss"], frozen),
+    }
+    if "control_rows" in tokens:
+        flops["train_control"] = _learnt(student, tokens["control_rows"], tokens["control_loss"], frozen)
+    if "made_teacher_rows" in tokens:
+        made = weights[f"teacher.{config.main_teacher}"]
+        flops["make_teacher"] = _learnt(made, tokens["made_teacher_rows"], tokens["made_teacher_loss"], False)
+    distilled = (flops["generate"], flops["train"])
+    return {**flops, "total": None if None in distilled else sum(each for each in distilled if each is not None)}
+
+
+def find_usage(
+    config: RunConfig, phase: str, record: dict[str, Any], student_device: str | None, prices: PriceTable
+) -> list[Usage]:
+    """Who held what in a phase, for the seconds that it recorded; the program itself counts as one core."""
+    uses, seconds = [], record["seconds"]
+
+    def use(pool: str, device: str | None, count: int) -> None:
+        price = prices.root.get(device) if device else None
+        used = round(count * seconds, 3)
+        uses.append(Usage(phase, pool, device, count, seconds, used, used * price.usd_per_second if price else None))
+
+    make = config.pool[config.main_teacher].make
+    match phase:
+        case "make_teacher" if make is not None:
+            use("teacher", CPU_CORE, _cores(make.training))
+        case "generate":
+            for name, device in record.get("devices", {}).items():
+                teacher = config.pool[name]
+                size = teacher.engine.tensor_parallel_size * teacher.engine.pipeline_parallel_size
+                if device == Device.GPU:
+                    use(f"teacher.{name}", teacher.accelerator_type, size * teacher.max_replicas)
+                else:
+                    use(f"teacher.{name}", CPU_CORE, teacher.engine.threads * teacher.max_replicas)
+        case "train" | "evaluate":
+            on_gpu = student_device == Device.GPU
+            count = config.training.max_workers if on_gpu else _cores(config.training)
+            if phase == "evaluate":
+                count = len(record["jobs"])  # a task for each student, of one device
+            use("student", student_accelerator(config) if on_gpu else CPU_CORE, count)
+        case _:
+            use("program", CPU_CORE, 1)
+    return uses
+
+
+def student_accelerator(config: RunConfig) -> str | None:
+    """The type of the student's GPUs: the one that teachers name, as the student takes over what they give back."""
+    types = {teacher.accelerator_type for teacher in config.pool.values()}
+    return types.pop() if len(types) == 1 else None
+
+
+def compare(
+    report: dict[str, Any], flops: dict[str, float | None], weights: dict[str, Weights | None]
+) -> dict[str, Any]:
+    """Distilled against trained from scratch: the control student, and what models of both sizes would take."""
+    main = next(name for name in weights if name != "student")
+    student, teacher = (_scratch(weights[name]) for name in ("student", main))
+    accuracy = report["accuracy"] or {}
+    return {
+        "tokens_per_weight": TOKENS_PER_WEIGHT,
+        "student_flops": student,
+        "student_ratio": _ratio(flops["total"], student),
+        "teacher_flops": teacher,
+        "teacher_ratio": _ratio(flops["total"], teacher),
+        "control_accuracy": accuracy.get("student_control"),
+        "control_flops": flops.get("train_control"),
+        "distilled_accuracy": accuracy.get("student_after"),
+        "distilled_flops": flops["total"],
+    }
+
+
+def _written(weights: Weights | None, prompt: int, completion: int) -> float | None:
+    if weights is None:
+        return None
+    return float(FORWARD * (weights.body * (prompt + completion) + weights.head * completion))
+
+
+def _learnt(weights: Weights | None, rows: int, loss: int, frozen: bool) -> float | None:
+    if weights is None:
+        return None
+    return float((FORWARD + (FROZEN if frozen else BACKWARD)) * (weights.body * rows + weights.head * loss))
+
+
+def _scratch(weights: Weights | None) -> float | None:
+    if weights is None:
+        return None
+    return float(FORWARD + BACKWARD) * weights.total * TOKENS_PER_WEIGHT * weights.total
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _cores(training: TrainingConfig) -> int:
+    return training.max_workers * training.threads_per_worker
+
+
+def _table_tokens(ctx: RunContext) -> dict[str, int]:
+    """Prompt and completion tokens of each teacher, of all rows in the table, whatever became of them."""
+    counts: dict[str, int] = {}
+    columns = ["teacher", "num_prompt_tokens", "num_completion_tokens"]
+    for batch in DeltaTable(ctx.run_dir.completions_uri).to_pyarrow_dataset().to_batches(columns=columns):
+        for name, prompt, completion in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            teacher = name or ctx.config.main_teacher
+            counts[f"prompt.{teacher}"] = counts.get(f"prompt.{teacher}", 0) + prompt
+            counts[f"completion.{teacher}"] = counts.get(f"completion.{teacher}", 0) + completion
+    return counts
+
+
+def _training_tokens(ctx: RunContext) -> dict[str, int]:
+    """Of each job that is done: tokens of the rows it went through, prompts included, and those that bore a loss."""
+    jobs = {"student": student_job(ctx).output_dir}
+    if ctx.config.student.control:
+        jobs["control"] = control_job(ctx).output_dir
+    make = ctx.config.pool[ctx.config.main_teacher].make
+    if make is not None:
+        jobs["made_teacher"] = str(made_teacher_dir(make, ctx.run_dir) / "training")
+    counts: dict[str, int] = {}
+    for name, directory in jobs.items():
+        result = storage.read_json(storage.join(directory, "result.json"))
+        if result is not None:
+            metrics = [json.loads(line) for line in storage.read_lines(storage.join(directory, "metrics.jsonl"))]
+            rows = round(sum(each["tokens_per_s"] * each["seconds"] for each in metrics))
+            counts |= {f"{name}_rows": rows, f"{name}_loss": result["loss_tokens"]}
+    return counts
+
+
+def _weights(ctx: RunContext) -> dict[str, Weights | None]:
+    """Of each teacher, the main one first, and of the student as it was trained."""
+    config = ctx.config
+    found: dict[str, Weights | None] = {}
+    for name in sorted(config.pool, key=lambda each: each != config.main_teacher):
+        source = teacher_source(config, ctx.run_dir, name)
+        directory = local_directory(source.model, source.revision) or (
+            UPath(source.model) if config.pool[name].make is not None else None
+        )
+        found[f"teacher.{name}"] = count_weights(str(directory)) if directory is not None else None
+    result = load_result(student_job(ctx))
+    found["student"] = count_weights(result.hf_dir) if result is not None else None
+    return found
+
+
+def _assumptions(config: RunConfig, usage: list[Usage], weights: dict[str, Weights | None]) -> list[str]:
+    """Sentences on what the numbers take for granted in this run."""
+    said = [
+        "Seconds are of the attempt that finished each phase; what an interrupted one had used before is not in them.",
+        "Operations are without attention, and in total without what made the teacher or the student's base.",
+        "From scratch means six operations for each weight and token, on "
+        f"{TOKENS_PER_WEIGHT} tokens a weight; it says nothing of what such a model would be able to do.",
+    ]
+    scaling = [name for name, teacher in config.pool.items() if teacher.min_replicas < teacher.max_replicas]
+    if scaling:
+        said.append(f"Teachers that scale ({', '.join(scaling)}) are counted with all their replicas all the time.")
+    if config.training.min_workers < config.training.max_workers:
+        said.append("Training is counted with the most workers that it may have.")
+    if any(use.usd is None for use in usage):
+        said.append(
+            "There are no dollars: a GPU's type is not said (teacher.accelerator_type), or has no price in the table."
+        )
+    unknown = [name for name, each in weights.items() if each is None]
+    if unknown:
+        said.append(f"Operations of {', '.join(unknown)} are not known: its safetensors files are not on this machine.")
+    return said

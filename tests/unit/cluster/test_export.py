@@ -1,0 +1,275 @@
+"""What a released student comes with: cards, BOMs and a manifest that their own readers accept."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spdx_python_model
+import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from cluster.cli import run_command
+from cluster.context import RunContext
+from cluster.phases.export import export
+from cluster.progress import Progress
+from cluster.release_facts import derive_data_license, derive_student_license
+from cluster.release_manifest import find_fault, part_bytes
+from cluster.terms import decide
+from configs.errors import UserError
+from configs.schema import RunConfig
+from configs.terms.policy import load_policy
+from tests.unit.cluster.releases import make_student
+from tests.unit.cluster.runs import make_run
+from tests.unit.configs.trees import make_config
+
+pytestmark = pytest.mark.unit
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+BESIDE = {
+    "config.json",
+    "model.safetensors",
+    "NOTICE",
+    "terms.json",
+    "README.md",
+    "EU_TRAINING_CONTENT.md",
+    "sbom.spdx3.json",
+    "bom.cdx.json",
+    "MANIFEST.json",
+}
+
+
+def changed(**keys: Any) -> RunConfig:
+    return make_config(evaluation={"addition": {"num_problems": 500}}, **keys)
+
+
+@pytest.fixture
+def ctx(tmp_path: Path) -> Iterator[RunContext]:
+    """A run that is ready to be exported."""
+    run_dir, config = make_run(tmp_path / "run"), changed(run_dir=str(tmp_path / "run"))
+    with Progress(config.name, run_dir) as progress, RunContext(config, run_dir, progress) as ctx:
+        make_student(ctx)
+        yield ctx
+        assert not ctx.has_session
+
+
+@pytest.fixture
+def student(ctx: RunContext) -> Path:
+    export(ctx)
+    return Path(ctx.run_dir.student_hf)
+
+
+def test_export_has_cards_boms_and_a_manifest_of_them_all(student: Path) -> None:
+    assert {path.name for path in student.iterdir()} == BESIDE
+    manifest = json.loads((student / "MANIFEST.json").read_text())
+    assert {each["path"] for each in manifest["files"]} == BESIDE - {"MANIFEST.json"}
+    assert manifest["policy"] == {"version": load_policy().version, "sha256": load_policy().digest}
+    assert manifest["data"]["ledger"]["accepted"] == 10
+    assert find_fault(str(student)) is None
+
+
+def test_export_is_done_again_when_the_evaluation_or_the_licence_changes(ctx: RunContext, student: Path) -> None:
+    (student / "NOTICE").unlink()
+    export(ctx)
+    assert not (student / "NOTICE").exists()
+    Path(ctx.run_dir.uri("phases", "evaluate.json")).unlink()
+    export(ctx)
+    assert "Not measured" in (student / "README.md").read_text()
+    chosen = changed(terms__student_license="apache-2.0")
+    export(RunContext(chosen, ctx.run_dir, ctx.progress))
+    assert ModelCard.load(student / "README.md").data.license == "apache-2.0"
+
+
+def test_model_card_is_read_by_the_hubs_library_and_tells_the_run(student: Path) -> None:
+    card = ModelCard.load(student / "README.md")
+    assert (card.data.license, card.data.license_name) == ("other", "not-chosen")
+    assert card.data.library_name == "transformers"
+    assert "distillation" in card.data.tags
+    assert card.data.base_model is None
+    assert [each.metric_value for each in card.data.eval_results] == [0.7]
+    for words in (
+        "the home-made teacher",
+        "10 accepted, 0 rejected, 0 failed",
+        "temperature 0.7",
+        "| teacher | 90.0% |",
+        "75.0%",
+        "point of the gap",
+        "all rights are theirs",
+        "The licences of its sources ask for nothing",
+    ):
+        assert words in card.text
+    assert "\n\n\n" not in card.text
+
+
+def test_model_card_of_a_base_names_it_and_shows_what_licences_want(ctx: RunContext) -> None:
+    config = changed(
+        teacher={"model": LLAMA},
+        student={"model": "Qwen/Qwen3-0.6B"},
+        terms={"student_name": "Llama-mine", "party": {"monthly_active_users": 5}},
+    )
+    make_trained_by(ctx, config)
+    student = Path(ctx.run_dir.student_hf)
+    card = ModelCard.load(student / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == ["Qwen/Qwen3-0.6B"]
+    assert card.data.base_model_relation == "finetune"
+    assert LLAMA in card.text
+    matter = yaml.safe_load(card.data.to_yaml())
+    name, results = model_index_to_eval_results(matter["model-index"])
+    assert (name, results[0].metric_name) == ("Llama-mine", "share solved")
+    data = DatasetCard.load(ctx.run_dir.uri("README.md")).data
+    assert data.license == "llama3.1"
+    assert "meta-llama" in (student / "EU_TRAINING_CONTENT.md").read_text()
+
+
+def make_trained_by(ctx: RunContext, config: RunConfig) -> None:
+    """Export the same rows as those of another teacher and student."""
+    Path(ctx.run_dir.uri("phases", "seal.json")).unlink()
+    Path(ctx.run_dir.uri("manifest.json")).unlink()
+    other = RunContext(config, ctx.run_dir, ctx.progress)
+    make_student(other)
+    export(other)
+
+
+def test_dataset_card_loads_the_sealed_rows_and_no_others(ctx: RunContext, student: Path) -> None:
+    card = DatasetCard.load(ctx.run_dir.uri("README.md"))
+    [config] = card.data.configs
+    files = config["data_files"][0]["path"]
+    sealed = ctx.run_dir.read_json("manifest.json")["files"]
+    assert files == [f"completions/{each['path']}" for each in sealed]
+    assert all(Path(ctx.run_dir.uri(file)).is_file() for file in files)
+    assert card.data.size_categories == "n<1K"
+    assert "\n\n\n" not in card.text
+
+
+def test_spdx_bom_is_read_and_accepted_by_its_own_library(student: Path) -> None:
+    model, objects = spdx_python_model.load(student / "sbom.spdx3.json")
+    assert objects.link() == set()
+    [package] = [each for each in objects.foreach_type(model.ai_AIPackage) if each.name == "small"]
+    assert {each.key: each.value for each in package.ai_metric}["accuracy of teacher"] == "0.9"
+    [data] = [each for each in objects.foreach_type(model.dataset_DatasetPackage) if "completions" in each.name]
+    assert data.dataset_datasetSize == 10
+    related = {
+        each.relationshipType.rsplit("/", 1)[-1]: each.to[0].name for each in objects.foreach_type(model.Relationship)
+    }
+    assert related["trainedOn"] == "small: prompts and completions"
+    assert related["contains"] == "model.safetensors"
+    [document] = objects.foreach_type(model.SpdxDocument)
+    assert {each.rsplit("/", 1)[-1] for each in document.profileConformance} >= {"ai", "dataset", "simpleLicensing"}
+
+
+def test_cyclonedx_bom_is_accepted_by_its_own_validator(student: Path) -> None:
+    text = (student / "bom.cdx.json").read_text()
+    validator = JsonStrictValidator(SchemaVersion.V1_6)
+    assert validator.validate_str(text) is None
+    assert validator.validate_str(text.replace('"supervised"', '"guessed"')) is not None
+    model = json.loads(text)["metadata"]["component"]
+    assert model["type"] == "machine-learning-model"
+    assert {"type": "gap closed", "value": "0.75"} in model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert [each["name"] for each in model["components"]] == ["model.safetensors"]
+
+
+def test_eu_section_names_teachers_and_their_provider(student: Path) -> None:
+    text = (student / "EU_TRAINING_CONTENT.md").read_text()
+    for words in ("section 2.5", "model distillation", "the home-made teacher", "the maker of this model"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "student", "data"),
+    [
+        ({}, ("other", "not-chosen"), ("other", "not-chosen")),
+        ({"student": {"model": "Qwen/Qwen3-0.6B"}}, ("apache-2.0", None), ("other", "not-chosen")),
+        ({"teacher": {"model": "google/gemma-3-27b-it"}}, ("gemma", None), ("gemma", None)),
+        ({"teacher": {"model": LLAMA}}, ("other", "not-chosen"), ("llama3.1", None)),
+        (
+            {"teacher": {"model": "google/gemma-3-27b-it"}, "student": {"model": "Qwen/Qwen3-0.6B"}},
+            ("other", "apache-2.0-and-gemma-terms"),
+            ("gemma", None),
+        ),
+        ({"prompts": {"source": "hf://datasets/openai/gsm8k"}}, ("other", "not-chosen"), ("mit", None)),
+    ],
+)
+def test_licences_follow_from_the_decision(keys: dict[str, Any], student: Any, data: Any) -> None:
+    decision, policy = decide(make_config(**keys)), load_policy()
+    found = derive_student_license(decision, None, policy)
+    assert (found.license, found.license_name) == student
+    found = derive_data_license(decision, policy)
+    assert (found.license, found.license_name) == data
+
+
+def test_student_licence_is_chosen_only_where_sources_leave_the_choice() -> None:
+    policy = load_policy()
+    free = decide(make_config(student={"model": "Qwen/Qwen3-0.6B"}))
+    assert derive_student_license(free, "mit", policy).license == "mit"
+    bound = decide(make_config(teacher={"model": "google/gemma-3-27b-it"}))
+    with pytest.raises(UserError, match="not for you to choose: the student is bound by Gemma"):
+        derive_student_license(bound, "mit", policy)
+    with pytest.raises(UserError, match="not in the policy"):
+        derive_student_license(free, "my-licence", policy)
+
+
+def spoil(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_verify_names_the_file_and_the_bytes_that_differ(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["verify", str(student)]) == 0
+    spoil(student / "model.safetensors", 300)
+    assert run_command(["verify", str(student)]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "model.safetensors differs, first in bytes 256 to 511 of " in printed
+
+
+@pytest.mark.parametrize("name", ["NOTICE", "terms.json", "README.md", "bom.cdx.json"])
+def test_verify_refuses_one_changed_byte_of_any_file(student: Path, name: str) -> None:
+    spoil(student / name, 0)
+    assert re.match(rf"{name} differs, first in bytes 0 to \d+ of ", find_fault(str(student)) or "")
+
+
+def test_verify_names_files_that_are_missing_added_or_cut(student: Path) -> None:
+    (student / "more.txt").write_text("x")
+    assert find_fault(str(student)) == "more.txt was added after the release"
+    (student / "more.txt").unlink()
+    text = (student / "NOTICE").read_text()
+    (student / "NOTICE").write_text(text + "x")
+    assert "NOTICE differs, first in bytes 0 to" in (find_fault(str(student)) or "")
+    (student / "NOTICE").unlink()
+    assert find_fault(str(student)) == "NOTICE is missing"
+
+
+def test_verify_of_a_run_names_the_shard_that_differs(ctx: RunContext, student: Path) -> None:
+    root = str(ctx.run_dir.root)
+    assert find_fault(root) is None
+    shard = f"completions/{ctx.run_dir.read_json('manifest.json')['files'][0]['path']}"
+    spoil(Path(root, shard), 10)
+    assert (find_fault(root) or "").startswith(f"{shard} is not the shard that was sealed")
+
+
+def test_verify_compares_the_manifest_itself_with_a_digest(
+    ctx: RunContext, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = ctx.run_dir.phase_record("export")["manifest_sha256"]  # type: ignore[index]
+    assert run_command(["verify", str(student), "--sha256", digest]) == 0
+    assert run_command(["verify", str(student), "--sha256", digest[::-1]]) == 1
+    assert f"MANIFEST.json has sha256 {digest}" in capsys.readouterr().err
+
+
+def test_verify_without_a_manifest_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["verify", str(tmp_path)]) == 2
+    assert "has no MANIFEST.json" in capsys.readouterr().err
+    assert run_command(["verify", "--help"]) == 0
+    assert "stillhouse verify" in capsys.readouterr().out.split("Example:")[1]
+
+
+@pytest.mark.parametrize(("size", "length"), [(0, 256), (65_536, 256), (65_537, 512), (2**28, 2**20), (10**12, 2**20)])
+def test_parts_are_as_fine_as_a_manifest_can_hold(size: int, length: int) -> None:
+    assert part_bytes(size) == length
