@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 
-from cluster.cost import cost_lines
+from cluster.cost_words import cost_lines
 from cluster.release import asked_duties, shown_texts
 from cluster.release_facts import NOT_CHOSEN, HubLicense, ReleaseFacts, is_repository, known_entries, public_name
 from cluster.terms_sources import DATA_PREFIX, HOME_MADE
@@ -63,7 +63,7 @@ def model_card(facts: ReleaseFacts) -> str:
         license=_license(facts.student_license, "student"),
         shown=shown_texts(facts.decision),
     )
-    return str(card)
+    return f"{card}\n"
 
 
 def dataset_card(facts: ReleaseFacts) -> str:
@@ -90,10 +90,9 @@ def dataset_card(facts: ReleaseFacts) -> str:
         **_words(facts),
         introduction=f"What {_names(_sources(facts, Role.TEACHER))} wrote to teach the student {facts.name}, made by "
         f"{facts.program}.",
-        directory=facts.config.run_dir or f"runs/{facts.config.name}",
         license=_license(facts.data_license, "data"),
     )
-    return str(card)
+    return f"{card}\n"
 
 
 def eu_training_content(facts: ReleaseFacts) -> str:
@@ -132,14 +131,14 @@ def _words(facts: ReleaseFacts) -> dict[str, Any]:
     """What more than one of the texts says."""
     acceptance = facts.config.acceptance
     kept = {"none": "every completion", "exact_answer": "completions whose final answer equals the reference"}
-    decision = facts.decision
+    least, decision = acceptance.min_completion_tokens, facts.decision
     return {
         "name": facts.name,
         "sources": [source_words(each) for each in decision.sources],
         "data": _counts(facts),
         "manifest": facts.manifest,
         "sampling": sampling_words(facts.config),
-        "acceptance": f"{kept[acceptance.verifier.value]} of {acceptance.min_completion_tokens} tokens or more",
+        "acceptance": kept[acceptance.verifier.value] + (f" of {least:,} tokens or more" if least > 1 else ""),
         "duties": asked_duties(decision),
         "policy_version": decision.policy_version,
         "policy_digest": decision.policy_digest,

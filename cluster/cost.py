@@ -71,29 +71,8 @@ def build_cost(ctx: RunContext, report: dict[str, Any], prices: PriceTable) -> d
             name: prices.root[name].model_dump(mode="json", include={"usd_per_hour", "as_of", "source"})
             for name in sorted({use.device for use in usage if use.device in prices.root})
         },
-        "assumptions": _assumptions(ctx.config, usage, weights),
+        "assumptions": [*_assumptions(ctx.config, usage, weights), *_price_words(usage, prices)],
     }
-
-
-def cost_lines(cost: dict[str, Any]) -> list[str]:
-    """What it came to, in a few lines for terminal, page and card."""
-    usd, flops, scratch = cost["usd"], cost["flops"], cost["from_scratch"]
-    lines = []
-    if usd is not None:
-        parts = [f"${usd:.4g} by the table of prices"]
-        if cost["usd_per_accepted_row"] is not None:
-            parts.append(f"${cost['usd_per_accepted_row']:.3g} an accepted row")
-        if cost["usd_per_gap_point"] is not None:
-            parts.append(f"${cost['usd_per_gap_point']:.3g} a point of the gap")
-        lines.append(", ".join(parts))
-    if flops["total"] is not None:
-        lines.append(f"{flops['total']:.3g} operations, {flops['generate']:.3g} of them the teacher's answers")
-    if scratch["student_ratio"] is not None:
-        lines.append(
-            f"distilling took {scratch['student_ratio']:.3g} of the operations of training a student of this size from "
-            f"scratch on {TOKENS_PER_WEIGHT} tokens a weight"
-        )
-    return lines
 
 
 def count_flops(
@@ -249,6 +228,16 @@ def _weights(ctx: RunContext) -> dict[str, Weights | None]:
     result = load_result(student_job(ctx))
     found["student"] = count_weights(result.hf_dir) if result is not None else None
     return found
+
+
+def _price_words(usage: list[Usage], prices: PriceTable) -> list[str]:
+    """Which prices were taken, from when and whom: a number of dollars says nothing without them."""
+    devices = sorted({use.device for use in usage if use.device in prices.root})
+    priced = [(name, prices.root[name]) for name in devices if name is not None]
+    return [
+        f"Price of {name}: ${price.usd_per_hour:g} an hour as of {price.as_of} ({price.source})."
+        for name, price in priced
+    ]
 
 
 def _assumptions(config: RunConfig, usage: list[Usage], weights: dict[str, Weights | None]) -> list[str]:

@@ -23,9 +23,13 @@ PARTS = 256  # of a file, at most, until parts are the coarsest
 PART_DIGITS = 16  # hex digits: parts only locate what the whole digest has found
 
 
-def write_manifest(directory: Path, about: dict[str, Any]) -> str:
-    """Write `NAME` over all other files of the directory and return its SHA-256; ``about`` is what it says beside."""
-    files = [{"path": path, **_describe(str(directory / path))} for path in list_files(str(directory)) if path != NAME]
+def write_manifest(directory: Path, about: dict[str, Any], described: dict[str, dict[str, Any]]) -> str:
+    """Write `NAME` over all other files of the directory and return its SHA-256.
+
+    ``about`` is what it says beside, ``described`` the files that `describe_file` has read already.
+    """
+    paths = [path for path in list_files(str(directory)) if path != NAME]
+    files = [{"path": path, **(described.get(path) or describe_file(str(directory / path)))} for path in paths]
     text = json.dumps({"schema": SCHEMA, **about, "files": files}, indent=1, sort_keys=True) + "\n"
     (directory / NAME).write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
@@ -109,7 +113,7 @@ def _data_fault(directory: str, sealed: dict[str, Any]) -> str | None:
 
 
 def _difference(full: str, path: str, recorded: dict[str, Any]) -> str | None:
-    found = _describe(full, recorded["part_bytes"])
+    found = describe_file(full, recorded["part_bytes"])
     if found["sha256"] == recorded["sha256"]:
         return None
     parts = zip(found["parts"], recorded["parts"], strict=False)  # of another length there are fewer or more
@@ -122,7 +126,8 @@ def _difference(full: str, path: str, recorded: dict[str, Any]) -> str | None:
     return f"{path} differs, first in bytes {start:,} to {end:,} of {recorded['bytes']:,}{length}"
 
 
-def _describe(full: str, length: int | None = None) -> dict[str, Any]:
+def describe_file(full: str, length: int | None = None) -> dict[str, Any]:
+    """Size, SHA-256 and short digests of the parts of a file, ``length`` bytes each; unset takes `part_bytes`."""
     filesystem, path = fsspec.url_to_fs(full)
     size = filesystem.size(path)
     length = length or part_bytes(size)

@@ -9,7 +9,8 @@ from deltalake import DeltaTable
 from upath import UPath
 
 from cluster.context import RunContext
-from cluster.cost import build_cost, cost_lines
+from cluster.cost import build_cost
+from cluster.cost_words import cost_lines
 from cluster.phases.train import student_job
 from cluster.run_dir import RunDir
 from configs.errors import UserError

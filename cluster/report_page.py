@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from cluster.cost import cost_lines
+from cluster.cost_words import cost_lines
 from configs.table import RowStatus
 from training.job import StepMetrics
 

@@ -16,7 +16,7 @@ from cluster.cost import build_cost
 from cluster.phases.train import student_job
 from cluster.release import write_release
 from cluster.release_facts import ReleaseFacts, derive_data_license, derive_student_license, program_version
-from cluster.release_manifest import list_files, write_manifest
+from cluster.release_manifest import describe_file, list_files, write_manifest
 from cluster.report import build_report
 from cluster.terms import gate_release, student_name
 from configs.errors import UserError
@@ -93,7 +93,9 @@ def _describe(directory: Path, facts: ReleaseFacts) -> str:
     """Write cards, BOMs and at last the manifest of them all; returns its digest."""
     (directory / "README.md").write_text(model_card(facts), encoding="utf-8")
     (directory / "EU_TRAINING_CONTENT.md").write_text(eu_training_content(facts), encoding="utf-8")
-    weights = {path: _sha256(directory / path) for path in list_files(str(directory)) if path.endswith(WEIGHTS)}
+    large = [path for path in list_files(str(directory)) if path.endswith(WEIGHTS)]
+    described = {path: describe_file(str(directory / path)) for path in large}  # read once, for all that name them
+    weights = {path: each["sha256"] for path, each in described.items()}
     (directory / "sbom.spdx3.json").write_bytes(spdx_bom(facts, weights))
     (directory / "bom.cdx.json").write_text(cyclonedx_bom(facts, weights), encoding="utf-8")
     config = dump_run_config(facts.config)
@@ -108,9 +110,5 @@ def _describe(directory: Path, facts: ReleaseFacts) -> str:
             "recipe": {"name": facts.config.name, "sha256": hashlib.sha256(config.encode()).hexdigest()},
             "data": {key: facts.manifest[key] for key in ("version", "ledger", "files")},
         },
+        described,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,8 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.context import RunContext
-from cluster.cost import build_cost, compare, cost_lines, find_usage
+from cluster.cost import build_cost, compare, find_usage
+from cluster.cost_words import cost_lines
 from cluster.progress import Progress
 from cluster.report import build_report
 from cluster.weights import Weights, count_weights
