@@ -43,6 +43,13 @@ def find_fault(directory: str) -> str | None:
     Raises:
         UserError: there is no manifest in it.
     """
+    try:
+        return _find_fault(directory)
+    except (KeyError, TypeError) as error:
+        return f"the manifest is not one that this program has written: {error}"
+
+
+def _find_fault(directory: str) -> str | None:
     manifest = _read(directory, NAME)
     if manifest is not None:
         return _release_fault(directory, manifest)

@@ -38,7 +38,7 @@ def make_student(ctx: RunContext) -> Path:
 
 def make_weights(directory: Path) -> Path:
     """A model's directory of three matrices and a bias."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(CONFIG))
     tensors = {
         "model.embed_tokens.weight": np.zeros((8, 4), np.float32),

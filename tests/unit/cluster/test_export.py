@@ -127,10 +127,23 @@ def test_model_card_of_a_base_names_it_and_shows_what_licences_want(ctx: RunCont
     assert "meta-llama" in (student / "EU_TRAINING_CONTENT.md").read_text()
 
 
+def test_card_of_a_llama_shows_what_its_licence_wants_and_myname_is_refused(ctx: RunContext) -> None:
+    party = {"party": {"monthly_active_users": 5}}
+    keys: dict[str, Any] = {"teacher": {"model": "Qwen/Qwen3-8B"}, "student": {"model": "meta-llama/Llama-3.1-8B"}}
+    with pytest.raises(UserError, match="begins with 'Llama'"):
+        make_trained_by(ctx, changed(**keys, terms={"student_name": "MyStudent", **party}))
+    assert not Path(ctx.run_dir.student_hf).exists()
+    make_trained_by(ctx, changed(**keys, terms={"student_name": "Llama-MyStudent", **party}))
+    card = ModelCard.load(Path(ctx.run_dir.student_hf, "README.md"))
+    assert card.data.license == "llama3.1"
+    for words in ("# Llama-MyStudent", "> Built with Llama", "Llama 3.1 is licensed under", "acceptable use policy"):
+        assert words in card.text
+
+
 def make_trained_by(ctx: RunContext, config: RunConfig) -> None:
     """Export the same rows as those of another teacher and student."""
-    Path(ctx.run_dir.uri("phases", "seal.json")).unlink()
-    Path(ctx.run_dir.uri("manifest.json")).unlink()
+    Path(ctx.run_dir.uri("phases", "seal.json")).unlink(missing_ok=True)
+    Path(ctx.run_dir.uri("manifest.json")).unlink(missing_ok=True)
     other = RunContext(config, ctx.run_dir, ctx.progress)
     make_student(other)
     export(other)
@@ -261,6 +274,14 @@ def test_verify_compares_the_manifest_itself_with_a_digest(
     assert run_command(["verify", str(student), "--sha256", digest]) == 0
     assert run_command(["verify", str(student), "--sha256", digest[::-1]]) == 1
     assert f"MANIFEST.json has sha256 {digest}" in capsys.readouterr().err
+
+
+def test_verify_of_a_foreign_manifest_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "MANIFEST.json").write_text('{"schema": 1}')
+    assert run_command(["verify", str(tmp_path)]) == 1
+    assert "not one that this program has written" in capsys.readouterr().err
+    (tmp_path / "MANIFEST.json").write_text('{"schema": 2}')
+    assert "of schema 2" in (find_fault(str(tmp_path)) or "")
 
 
 def test_verify_without_a_manifest_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
