@@ -17,7 +17,6 @@ from typing import Any, Self, TypeVar
 import torch
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -26,6 +25,7 @@ from training import storage
 from training.corpus import sha256_of
 from training.parallel import World
 from training.side_group import SideGroup
+from training.staging import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class CheckpointStore:
         self._world = world
         # The thread's collectives must not meet those of the steps, and have CPU tensors where those are on a GPU.
         self._group = SideGroup(world)
-        self._stager = _build_stager(world.device) if is_async else None
+        self._staging = Staging(world.device) if is_async else None
         # DCP warns that it assumes one process even where it was told so.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -83,8 +83,6 @@ class CheckpointStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown(wait=True)
-        if self._stager is not None:
-            self._stager.close()
         self._group.close()
         if error is None:
             self.wait()
@@ -101,12 +99,10 @@ class CheckpointStore:
         """
         self.wait()
         state = _state_of(model, optimizer)
-        if self._stager is None or is_urgent:
+        if self._staging is None or is_urgent:
             self._write(state, progress)
             return
-        staged = self._stager.stage(state)
-        assert isinstance(staged, dict)  # a future only where staging is asynchronous
-        self._in_flight = self._executor.submit(self._write, staged, progress)
+        self._in_flight = self._executor.submit(self._write, self._staging.copy(state), progress)
 
     def wait(self) -> None:
         """Return when no checkpoint is in flight; raise what went wrong with it."""
@@ -204,19 +200,6 @@ def _ordinary_errors() -> Iterator[None]:
         yield
     except CheckpointException as error:
         raise CheckpointError("; ".join(f"rank {rank}: {why}" for rank, (why, _) in error.failures.items())) from error
-
-
-def _build_stager(device: torch.device) -> DefaultStager:
-    """Return what copies a state into host memory, into the same buffers each time; pinned where that is faster."""
-    is_gpu = device.type == "cuda"
-    return DefaultStager(
-        StagingOptions(
-            use_pinned_memory=is_gpu,
-            use_shared_memory=False,  # for writers in another process
-            use_async_staging=False,  # the next optimiser step changes the tensors that it would still be copying
-            use_non_blocking_copy=is_gpu,
-        )
-    )
 
 
 def _state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
