@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from cluster.gateway_cli import gateway
 from cluster.signals import interrupt_on_sigterm
-from configs.errors import UserError
+from configs.errors import BudgetReached, UserError
 
 if TYPE_CHECKING:
     from cluster.context import RunContext
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
+EXIT_BUDGET = 3
 EXIT_INTERRUPTED = 130
 
 Recipe = Annotated[Path, Parameter(help="Recipe file, such as configs/recipes/quickstart.yaml.")]
@@ -36,6 +38,7 @@ app = App(
 
 terms = App(name="terms", help="Licences and terms: what the policy says, and what it means for a recipe.")
 app.command(terms)
+app.command(gateway)
 
 
 @app.command
@@ -248,6 +251,22 @@ def explain(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
     return print_decision(load_run_config(recipe, overrides))
 
 
+@terms.command
+def trace(
+    file: Annotated[str, Parameter(help="Parquet file of a run's completions, wherever it lies; any fsspec URI.")],
+    *,
+    debug: Debug = False,
+) -> int:
+    """Tell where a Parquet file came from, by its footer: run, teacher, licences, sampling, engine, decision.
+
+    Example: `stillhouse terms trace shard-000000-5f0c….parquet`
+    """
+    from cluster.trace_report import print_origin
+
+    print_origin(file)
+    return 0
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run_command(sys.argv[1:]))
@@ -273,6 +292,8 @@ def run_command(arguments: list[str]) -> int:
         print(f"error: {_one_line(mistake or error)}", file=sys.stderr)
         if mistake is None:
             print("this is a fault, not a mistake of yours; add --debug for the traceback", file=sys.stderr)
+        if isinstance(mistake, BudgetReached):
+            return EXIT_BUDGET
         return EXIT_USER_ERROR if mistake else EXIT_FAULT
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from cluster.budget import Budget, Rate, cluster_rate
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
 from cluster.session import Session, ray_session
+from configs.prices import load_prices
 from configs.schema import RunConfig
 
 
@@ -20,11 +22,14 @@ class RunContext:
         self.progress = progress
         self._exit = ExitStack()
         self._session: Session | None = None
+        self.prices = load_prices(config.cluster.prices)
+        self.budget = Budget(config.budget, run_dir, self._rate)
 
     def __enter__(self) -> "RunContext":
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.budget.close()
         self._exit.__exit__(*error)
 
     @property
@@ -41,7 +46,11 @@ class RunContext:
                 ray_session(self.config.cluster, self.config.deadlines, self.run_dir)
             )
             self.progress.update(detail="")
+            self.budget.spent(now=True)  # the clock starts
         return self._session
+
+    def _rate(self) -> Rate | None:
+        return None if self._session is None else cluster_rate(self._session.nodes(), self.prices)
 
     def finish(self, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a phase's work, timed, and record what it returns: from then on the phase is done."""

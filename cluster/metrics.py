@@ -54,6 +54,7 @@ METRICS = (
     Metric("tokens_per_s", "Tokens of the teacher or into the student (tokens/s)", "short", "Tokens/s", True),
     Metric("loss", "Mean loss of a step's loss tokens (nats)", "short", "Loss"),
     Metric("learning_rate", "Learning rate of the student's optimiser", "sci", "Learning rate"),
+    Metric("cost_usd", "Spent by all commands of the run so far (US dollars)", "currencyUSD", "Cost"),
     Metric("mfu", "Operations that the mathematics needs, as a part of what the devices can do", "percentunit", "MFU"),
 )
 

@@ -3,12 +3,14 @@
 import hashlib
 from collections import Counter
 
+from cluster.estimate import PhaseEstimate, assumptions, check_capacity, estimate_phases, memory_lines
 from cluster.models import made_teacher_dir
 from cluster.phases.plan import held_out_prompts
 from cluster.preflight import check_sources
 from cluster.run_dir import RunDir
 from cluster.terms import gate_plan
 from configs.errors import UserError
+from configs.prices import PriceTable, load_prices
 from configs.schema import RunConfig, TrainingConfig
 from services.plan import prompts_per_shard
 from services.prompts import read_prompts
@@ -24,9 +26,11 @@ def print_plan(config: RunConfig) -> None:
     """
     check_sources(config)
     decision = gate_plan(config)
-    run_dir, seen, rows, asked = RunDir.of(config), set[bytes](), 0, Counter[str | None]()
+    prices = load_prices(config.cluster.prices)
+    check_capacity(config, prices)
+    run_dir, seen, rows, characters, asked = RunDir.of(config), set[bytes](), 0, 0, Counter[str | None]()
     for prompt in read_prompts(config.prompts, tuple(config.teachers)):
-        rows += 1
+        rows, characters = rows + 1, characters + len(prompt.prompt)
         digest = hashlib.sha256(prompt.prompt_id.encode()).digest()[:8]
         asked[prompt.teacher] += digest not in seen
         if len(seen) < IDS_COUNTED:
@@ -54,8 +58,30 @@ def print_plan(config: RunConfig) -> None:
         f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
         f"terms     {decision.verdict.value.replace('_', ' ')} by policy {decision.policy_version}, "
         f"{len(decision.duties)} duties (stillhouse terms explain)",
+        *_estimate_lines(config, prices, asked, characters / rows),
     ]
     print("\n".join(lines))
+
+
+def _estimate_lines(
+    config: RunConfig, prices: PriceTable, asked: Counter[str | None], mean_characters: float
+) -> list[str]:
+    prompts = {name: asked[name if config.teachers else None] for name in config.pool}
+    phases = estimate_phases(config, prices, prompts, mean_characters)
+    lines = [f"memory    {line}" for line in memory_lines(config, prices)]
+    lines += [f"expected  {_phase(each)}" for each in phases]
+    if phases:
+        total_s, usd = sum(each.seconds for each in phases), sum(each.usd for each in phases)
+        lines.append(f"expected  {total_s / 3600:,.2f} hours and ${usd:,.2f} together, which the first rows correct")
+    lines += [f"assumed   {line}" for line in assumptions(config.cluster.prices)]
+    return lines
+
+
+def _phase(each: PhaseEstimate) -> str:
+    return (
+        f"{each.phase}: {each.tokens:,.0f} tokens on {each.count} {each.device} in {each.seconds / 3600:,.2f} hours, "
+        f"${each.usd:,.2f}"
+    )
 
 
 def _batch(training: TrainingConfig) -> str:

@@ -45,6 +45,19 @@ class Session:
 
         return dict(ray.cluster_resources())
 
+    def gpu_limit(self) -> int | None:
+        """GPUs that the cluster has or its autoscaler may start; None where there is no autoscaler that tells."""
+        from ray._private.state import state  # Ray's Data and Train ask there as well; nothing public says it
+
+        limits = None if self.embedded else state.get_max_resources_from_cluster_config()
+        return None if limits is None else int(max(limits.get("GPU", 0), self.resources().get("GPU", 0)))
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The resources of each node that is up."""
+        import ray
+
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
     def device(self, wanted: Device, accelerator_type: str | None = None) -> Device:
         """What ``auto`` stands for on this cluster."""
         if wanted is not Device.AUTO:
@@ -124,9 +137,7 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
         _keep_logs(temp_dir, run_dir)
         raise
     finally:
-        started = (
-            _children() - before
-        )  # what outlives its parent, the raylet, is no child of ours then
+        started = _children() - before  # what outlives its parent, the raylet, is no child of ours then
         # Ray waits for its raylet without a deadline; once that is gone it goes on.
         give_up = threading.Timer(deadlines.shutdown, _kill, [started])
         give_up.start()

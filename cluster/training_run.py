@@ -13,6 +13,7 @@ def run_training(ctx: RunContext, jobs: list[TrainJob], device: Device) -> list[
     finished = [result for job in jobs if (result := load_result(job)) is not None]
     if len(finished) == len(jobs):
         return finished
+    ctx.budget.check()
     resolved = JobDevice(ctx.session.device(device).value)
     jobs = [replace(job, device=resolved) for job in jobs]
 
@@ -25,16 +26,23 @@ def run_training(ctx: RunContext, jobs: list[TrainJob], device: Device) -> list[
             tokens_per_s=metrics.tokens_per_s,
             learning_rate=metrics.learning_rate,
             mfu=metrics.mfu,
+            cost_usd=ctx.budget.spent().usd,
         )
 
-    from training.trainer import fit_jobs  # imports Ray Train, which a finished job does without
+    from training.trainer import Stopped, fit_jobs  # imports Ray Train, which a finished job does without
 
-    results = fit_jobs(
-        jobs,
-        max_failures=jobs[0].training.max_failures,
-        worker_start_deadline_s=ctx.config.deadlines.worker_start,
-        on_metrics=show,
-    )
+    try:
+        results = fit_jobs(
+            jobs,
+            max_failures=jobs[0].training.max_failures,
+            worker_start_deadline_s=ctx.config.deadlines.worker_start,
+            on_metrics=show,
+            should_stop=ctx.budget.is_reached,
+        )
+    except Stopped as stopped:
+        ctx.progress.say(f"{ctx.progress.label or jobs[0].name}: {stopped}")
+        ctx.budget.check()
+        raise
     for job, result in zip(jobs, results, strict=True):
         if result.overlong_dropped:
             ctx.progress.say(

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class DeadlineExceeded(UserError):
     """A wait that took longer than its deadline; the message says what was waited for and who holds it."""
+
+
+class BudgetReached(UserError):
+    """The run has stopped because of `budget`; the same command goes on once the key is raised."""

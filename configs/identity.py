@@ -12,9 +12,11 @@ from configs.schema import RunConfig
 OPERATIONAL_KEYS = frozenset(
     {
         "run_dir",
+        "budget",
         "cluster",
         "deadlines",
         "evaluation.batch_size",
+        "gateway",
         "generation.clients",
         "generation.max_attempts",
         "generation.reorder",
@@ -43,6 +45,7 @@ OPERATIONAL_KEYS = frozenset(
         "training.compile",
         "training.keep_checkpoints",
         "training.log_every",
+        "training.loss_kernel",
         "training.max_failures",
         "training.micro_batch_sequences",
         "training.num_workers",

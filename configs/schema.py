@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs.gateway import GatewayConfig
 from configs.section import Section
 from configs.terms.recipe import TermsConfig
 
@@ -112,6 +113,20 @@ class Attention(StrEnum):
     SDPA = "sdpa"
     FLEX = "flex_attention"
     EAGER = "eager"
+
+
+class LossKernel(StrEnum):
+    """What computes the loss from the last hidden states."""
+
+    AUTO = "auto"
+    CHUNKED = "chunked"
+    LIGER = "liger"
+
+
+class LoraQuantization(StrEnum):
+    """How the frozen weights below adapters are packed."""
+
+    NF4 = "nf4"
 
 
 class TrainingDtype(StrEnum):
@@ -222,6 +237,9 @@ class TrainingConfig(Section):
     attention: Attention = Attention.AUTO
     """Kernel of the attention within each packed row: ``auto`` takes FlexAttention on GPUs, which skips what a row may
     not see, and on CPUs what transformers takes for the architecture, mostly sdpa."""
+    loss_kernel: LossKernel = LossKernel.AUTO
+    """What computes cross-entropy without all logits: ``chunked`` is ours and runs everywhere, ``liger`` is Liger's on
+    GPUs (extra ``liger``), for objectives without ``kl_weight``; ``auto`` takes ``chunked``."""
     overlong: Annotated[str, Field(pattern="^(refuse|drop)$")] = "drop"
     """Rows longer than ``sequence_length``: ``drop`` them and count them, or ``refuse`` to train."""
     check_rows: Annotated[int, Field(ge=0)] = 64
@@ -249,6 +267,11 @@ class TrainingConfig(Section):
             raise ValueError(
                 "set exactly one of batch_sequences (sequences of a step) and batch_tokens (loss tokens of a step), "
                 "the other one to null"
+            )
+        if self.loss_kernel is LossKernel.LIGER and self.objective.kl_weight:
+            raise ValueError(
+                f"loss_kernel liger knows cross-entropy alone and objective.kl_weight is {self.objective.kl_weight:g}; "
+                "set loss_kernel to auto"
             )
         return self
 
@@ -457,6 +480,9 @@ class LoraConfig(Section):
     target_modules: tuple[str, ...] = ()
     """Last parts of the names of the matrices that are adapted, such as q_proj; empty means every linear layer but
     the output matrix."""
+    quantization: LoraQuantization | None = None
+    """Frozen linear layers in 4 bits (QLoRA, Dettmers et al. 2023): ``nf4``, through bitsandbytes (extra ``qlora``).
+    The export is merged into the weights as they were. Unset keeps them in float32."""
 
 
 class StudentConfig(Section):
@@ -520,6 +546,21 @@ class ClusterConfig(Section):
     """Logical CPUs of the embedded cluster; unset takes the machine's."""
     object_store_mib: Annotated[int, Field(ge=80)] = 256
     """Object store of the embedded cluster (MiB)."""
+    max_gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs that the cluster has, or may grow to; a run that needs more is refused before anything is started. Unset
+    looks at nothing but the cluster's own autoscaler."""
+    prices: str | None = None
+    """File with prices and speeds of accelerators, in the form of ``configs/prices.yaml``, which is taken where this is
+    unset and has examples only."""
+
+
+class BudgetConfig(Section):
+    """What a run may cost, over all its commands. Looked at while the teacher writes and the student trains."""
+
+    max_usd: PositiveFloat | None = None
+    """Stop when so much is spent, at the prices of ``cluster.prices`` for all that the cluster has (US dollars)."""
+    max_hours: PositiveFloat | None = None
+    """Stop when the run has had a cluster for so long (hours)."""
 
 
 class DeadlinesConfig(Section):
@@ -567,10 +608,15 @@ class RunConfig(Section):
     """How it is trained."""
     evaluation: EvaluationConfig | None = None
     """Held-out problems; unset skips the measurement of answers."""
+    gateway: GatewayConfig | None = None
+    """Who outside the job may ask the teacher of ``stillhouse serve``, and how much; unset serves it on loopback
+    without keys."""
     terms: TermsConfig = TermsConfig()
     """Licences of what the student is made from, and who makes it what for."""
     cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster the run uses."""
+    budget: BudgetConfig = BudgetConfig()
+    """What a run may cost."""
     deadlines: DeadlinesConfig = DeadlinesConfig()
     """How long each wait may take."""
 

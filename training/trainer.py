@@ -9,8 +9,10 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,6 +32,8 @@ from training.output import load_result
 logger = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 0.5
+_STOP_FILE = "stop"
+_LOOK_FOR_STOP_SECONDS = 2.0  # between two looks of a worker: on an object store each is a request
 
 # Read by Ray Train when a run starts; it offers no other way to set them.
 _RAY_TRAIN_ENVIRONMENT = {
@@ -42,6 +46,10 @@ _RAY_TRAIN_ENVIRONMENT = {
 }
 # The watcher is one more process that imports for seconds; a lone machine that is drained takes the driver along.
 _LONE_MACHINE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+class Stopped(Exception):
+    """``should_stop`` said so; the job has a checkpoint of its last step and goes on from there when run again."""
 
 
 class _Trainer(TorchTrainer):
@@ -83,9 +91,12 @@ def fit_jobs(
     max_failures: int,
     worker_start_deadline_s: float,
     on_metrics: Callable[[TrainJob, StepMetrics], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[TrainResult]:
     """Run several jobs one after another in the same workers, which start once; otherwise as `fit`.
 
+    ``should_stop`` is asked every few seconds, on another thread; once it says so, the workers save a checkpoint within
+    a few steps and Stopped is raised.
     The jobs must agree on device, ``training.num_workers`` and ``training.threads_per_worker``.
     """
     jobs = [replace(job, output_dir=_absolute(job.output_dir)) for job in jobs]
@@ -94,9 +105,11 @@ def fit_jobs(
     finished = [load_result(job) for job in jobs]
     if None not in finished:
         return [result for result in finished if result is not None]
-    with _following(jobs, on_metrics):
+    with _following(jobs, on_metrics), _stopping(jobs, should_stop) as is_stopping:
         _check_placement(jobs[0], worker_start_deadline_s)
         while "preempted" in (answer := _run_trainer(jobs, max_failures)):
+            if is_stopping():
+                raise Stopped(answer["preempted"])
             logger.warning("%s", answer["preempted"])
             _check_placement(jobs[0], worker_start_deadline_s)
     if "user_error" in answer:
@@ -151,20 +164,66 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any]:
     jobs = [TrainJob.from_json(text) for text in config["jobs"]]
     try:
         with joined_world(jobs[0].device) as world:
-            return {"results": [asdict(train(job, lambda _: None, world, _is_noticed)) for job in jobs]}
+            is_noticed = partial(_is_noticed, _StopFile(jobs[0].output_dir))
+            return {"results": [asdict(train(job, lambda _: None, world, is_noticed)) for job in jobs]}
     except Preempted as preempted:
         return {"preempted": str(preempted)}
     except UserError as error:
         return {"user_error": str(error)}
 
 
-def _is_noticed() -> bool:
-    """Return whether Ray told this worker that a node of the group is being drained.
+class _StopFile:
+    """The driver's word to its workers, of which any may see it first: a file in the first job's directory."""
+
+    def __init__(self, output_dir: str) -> None:
+        self._uri = storage.join(output_dir, _STOP_FILE)
+        self._looked_at = 0.0
+        self._is_there = False
+
+    def write(self) -> None:
+        storage.write_text(self._uri, "")
+
+    def remove(self) -> None:
+        storage.remove_tree(self._uri)
+
+    def is_there(self) -> bool:
+        """Return what it was at the last look, a few seconds ago at most."""
+        if time.monotonic() - self._looked_at >= _LOOK_FOR_STOP_SECONDS:
+            self._looked_at = time.monotonic()
+            self._is_there = storage.exists(self._uri)
+        return self._is_there
+
+
+@contextlib.contextmanager
+def _stopping(jobs: list[TrainJob], should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Ask ``should_stop`` while the block runs, and tell the workers; yields whether they were told."""
+    file, done, told = _StopFile(jobs[0].output_dir), threading.Event(), threading.Event()
+    file.remove()  # of a driver that was killed
+
+    def ask() -> None:
+        while not done.wait(_LOOK_FOR_STOP_SECONDS):
+            if should_stop():
+                told.set()
+                file.write()
+                return
+
+    thread = threading.Thread(target=ask, name="training-stop", daemon=True)
+    thread.start()
+    try:
+        yield told.is_set
+    finally:
+        done.set()
+        thread.join()
+        file.remove()
+
+
+def _is_noticed(stop: _StopFile) -> bool:
+    """Return whether Ray told this worker that a node of the group is being drained, or the driver that it is to stop.
 
     The public `ray.train.get_preemption_info` is a barrier through an actor, too much to pay at each step; the loop
     agrees on what it hears by itself.
     """
-    return get_train_context().preemption_context.preemption_info is not None
+    return get_train_context().preemption_context.preemption_info is not None or stop.is_there()
 
 
 def _bundle(job: TrainJob) -> dict[str, float]:

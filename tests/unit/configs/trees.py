@@ -22,10 +22,12 @@ TREE: dict[str, Any] = {
 # A value other than the default for every operational key, or for one key of an operational section.
 OPERATIONAL: dict[str, Any] = {
     "run_dir": "/elsewhere",
+    "budget.max_usd": 10.0,
     "cluster.num_cpus": 7,
     "cluster.address": "auto",
     "deadlines.request": 5.0,
     "evaluation.batch_size": 3,
+    "gateway.host": "::1",
     "generation.clients": 3,
     "generation.max_attempts": 9,
     "generation.reorder": False,
@@ -54,6 +56,7 @@ OPERATIONAL: dict[str, Any] = {
     "training.compile": True,
     "training.keep_checkpoints": 7,
     "training.log_every": 7,
+    "training.loss_kernel": "chunked",
     "training.max_failures": 7,
     "training.micro_batch_sequences": 2,
     "training.num_workers": [1, 2],

@@ -1,0 +1,145 @@
+"""Whether models fit into memory, and what phases take, by formula: pure functions of shapes, recipe and price table.
+
+`docs/performance.md` explains the formulas; the constants below are their assumptions, and `plan` prints them.
+"""
+
+from dataclasses import dataclass
+
+from cluster.model_shape import BYTES_BY_DTYPE, BYTES_BY_QUANTIZATION, ModelShape
+from configs.prices import Price
+from configs.schema import EngineConfig, TrainingConfig, TrainingDtype
+
+GIB = 2**30
+ENGINE_OVERHEAD_GIB = 2.0  # CUDA context, graphs and the activations of one engine step
+TRAINER_OVERHEAD_GIB = 2.0  # CUDA context, NCCL's buffers, fragments
+USABLE = 0.95  # of a GPU's memory while training
+LOGITS_AT_A_TIME = 2**25  # as `training.loss` makes them
+LOGIT_COPIES = 3  # logits, their exponentials, their gradient; each in float32
+BANDWIDTH_USE, DECODE_USE, PREFILL_USE, TRAINING_USE = 0.6, 0.4, 0.5, 0.4  # of the peaks of the data sheet
+STEP_OVERHEAD_S = 0.004  # of an engine's step: scheduling, sampling, detokenising
+RECOMPUTED = 1.0 / 3.0  # full recomputation is one more forward pass, of three passes' worth
+OPTIMIZER_BYTES = 16.0  # weight, gradient and AdamW's two moments in float32
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFit:
+    """Memory of one GPU of a teacher (GiB); ``sequences`` of full length have room in the cache at the same time."""
+
+    weights_gib: float
+    cache_gib: float
+    sequences: int
+
+    @property
+    def fits(self) -> bool:
+        """vLLM starts when one sequence of full length has room."""
+        return self.sequences >= 1
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFit:
+    """Memory of one worker of a student (GiB)."""
+
+    state_gib: float
+    activations_gib: float
+    available_gib: float
+
+    @property
+    def needed_gib(self) -> float:
+        """Everything together."""
+        return self.state_gib + self.activations_gib
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is less than there is."""
+        return self.needed_gib <= self.available_gib
+
+
+def fit_teacher(shape: ModelShape, engine: EngineConfig, length: int, memory_gib: float) -> TeacherFit:
+    """Memory of each of a replica's GPUs, at sequences of ``length`` tokens (prompt and completion)."""
+    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    weights_gib = shape.weights * weight_bytes(shape, engine) / gpus / GIB
+    cache_gib = memory_gib * engine.gpu_memory_utilization - weights_gib - ENGINE_OVERHEAD_GIB
+    cache_bytes = 1.0 if "fp8" in str(engine.extra.get("kv_cache_dtype", "")) else 2.0
+    # Heads that are fewer than GPUs are kept by several of them.
+    shared = engine.pipeline_parallel_size * min(engine.tensor_parallel_size, shape.kv_heads)
+    per_sequence_gib = length * shape.cache_bytes_per_token(cache_bytes) / shared / GIB
+    return TeacherFit(weights_gib, max(0.0, cache_gib), max(0, int(cache_gib / per_sequence_gib)))
+
+
+def weight_bytes(shape: ModelShape, engine: EngineConfig) -> float:
+    """Bytes of one weight as the engine holds it."""
+    if engine.quantization is not None:
+        return BYTES_BY_QUANTIZATION.get(engine.quantization, 1.0)
+    return shape.stored_bytes or BYTES_BY_DTYPE.get(engine.dtype, 2.0)
+
+
+def fit_student(
+    shape: ModelShape, training: TrainingConfig, workers: int, memory_gib: float, trained_part: float = 1.0
+) -> StudentFit:
+    """Memory of one of ``workers``; ``trained_part`` is the part of the weights that are trained, small under LoRA."""
+    available = memory_gib * USABLE - TRAINER_OVERHEAD_GIB
+    state, activations = student_state_bytes(shape, training, workers, trained_part), activation_bytes(shape, training)
+    return StudentFit(state / GIB, activations / GIB, available)
+
+
+def student_state_bytes(shape: ModelShape, training: TrainingConfig, workers: int, trained_part: float = 1.0) -> float:
+    """Weights, gradients and optimiser of one worker, and what FSDP gathers while it computes (bytes)."""
+    shards = training.shard_size or workers
+    per_weight = 4.0 + (OPTIMIZER_BYTES - 4.0) * trained_part
+    state = shape.weights * per_weight / shards
+    if training.dtype is TrainingDtype.FLOAT32 and shards == 1:
+        return state  # used as they are
+    width = _bytes_of(training)
+    head_gradient = 4.0 * trained_part * shape.embedding_weights
+    gathered = 2 * shape.layer_weights * width + shape.embedding_weights * width * (1 if shape.is_tied else 2)
+    return state + gathered + head_gradient
+
+
+def activation_bytes(shape: ModelShape, training: TrainingConfig) -> float:
+    """What one micro-batch keeps for its backward pass, and the logits of a chunk of the loss (bytes)."""
+    tokens, width = training.micro_batch_sequences * training.sequence_length, _bytes_of(training)
+    # Norms compute in float32 and keep their input and its normal form in it.
+    per_layer = shape.activations_per_token() * width + (4 * shape.hidden * (4.0 - width))
+    recomputed = recomputed_part(training)
+    # A layer that is recomputed keeps its input, and one at a time is there in full.
+    kept = shape.layers * ((1 - recomputed) * per_layer + recomputed * shape.hidden * width)
+    at_once = per_layer if recomputed else 0.0
+    backward = (2 * shape.mlp * shape.experts_per_token + shape.hidden) * width  # gradients on their way
+    logits = LOGIT_COPIES * 4.0 * min(tokens * shape.vocabulary, LOGITS_AT_A_TIME)
+    return tokens * (kept + at_once + backward + 3 * shape.hidden * width) + logits
+
+
+def recomputed_part(training: TrainingConfig) -> float:
+    """Part of the layers whose activations are computed again."""
+    policy = training.activation_checkpointing
+    if policy == "none":
+        return 0.0
+    return 1.0 if policy == "full" else 1.0 / int(policy.rpartition("-")[2])
+
+
+def _bytes_of(training: TrainingConfig) -> float:
+    return 4.0 if training.dtype is TrainingDtype.FLOAT32 else 2.0
+
+
+def decode_tokens_per_s(shape: ModelShape, engine: EngineConfig, price: Price, devices: int, length: float) -> float:
+    """Tokens/s of one replica while it decodes sequences whose mean length is ``length`` (Roofline, docs).
+
+    A step reads every weight once and every sequence's cache, and multiplies the active weights for each sequence.
+    """
+    sequences = engine.max_num_seqs
+    read = shape.weights * weight_bytes(shape, engine) + sequences * length * shape.cache_bytes_per_token()
+    bandwidth = price.bandwidth_gb_per_s * 1e9 * devices * BANDWIDTH_USE
+    flops = 2.0 * shape.active_weights * sequences
+    step_s = max(read / bandwidth, flops / (price.bf16_flops * devices * DECODE_USE)) + STEP_OVERHEAD_S
+    return sequences / step_s
+
+
+def prefill_tokens_per_s(shape: ModelShape, price: Price, devices: int) -> float:
+    """Prompt tokens/s of one replica: 2 operations a weight and token."""
+    return price.bf16_flops * devices * PREFILL_USE / (2.0 * shape.active_weights)
+
+
+def training_tokens_per_s(shape: ModelShape, training: TrainingConfig, price: Price, devices: int) -> float:
+    """Tokens/s of all workers: 6 operations a weight and token, and what is recomputed."""
+    operations = 6.0 * shape.active_weights * (1 + RECOMPUTED * recomputed_part(training))
+    return price.bf16_flops * devices * TRAINING_USE / operations
