@@ -113,7 +113,8 @@ def find_peak(name: str) -> float | None:
 
 
 def _flops_of(parameter: torch.Tensor) -> float:
-    return (6.0 if parameter.requires_grad else 4.0) * parameter.numel()
+    num_weights = parameter.numel() * (1 if parameter.is_floating_point() else 2)  # a byte holds two in 4 bits
+    return (6.0 if parameter.requires_grad else 4.0) * num_weights
 
 
 def _attention_width(config: Any) -> float:

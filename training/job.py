@@ -38,6 +38,7 @@ OPERATIONAL_KEYS = frozenset(
         "compile",
         "keep_checkpoints",
         "log_every",
+        "loss_kernel",
         "max_failures",
         "micro_batch_sequences",
         "num_workers",

@@ -15,12 +15,14 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from configs.errors import UserError
+from training import storage
 from training.batches import MicroBatch, iterate_steps
 from training.checkpoint import CheckpointStore, Progress
 from training.export import export_student
 from training.flops import count_flops, peak_flops
 from training.job import StepMetrics, TrainJob, TrainResult
-from training.lora import merge_adapters, save_adapters
+from training.lora import is_quantized, merge_adapters, merge_into_original, save_adapters
+from training.loss import StudentWithLoss
 from training.metrics import MetricsLog, RateWindow, peak_memory_mib
 from training.output import claim_output_dir, write_result
 from training.parallel import World
@@ -220,10 +222,7 @@ def _describe(
 
 
 def _finish(setup: Setup, progress: Progress, started: float) -> TrainResult:
-    if setup.job.lora is not None:
-        save_adapters(setup.student.model, setup.job, setup.world)
-        merge_adapters(setup.student.model)
-    hf_dir = export_student(setup.student, setup.tokenizer, setup.job, setup.world)
+    hf_dir = _export(setup)
     result = TrainResult(
         num_steps=progress.step,
         loss_tokens=progress.loss_tokens,
@@ -240,3 +239,19 @@ def _finish(setup: Setup, progress: Progress, started: float) -> TrainResult:
         write_result(setup.job, result)
     setup.world.barrier()
     return result
+
+
+def _export(setup: Setup) -> str:
+    """Write the finished student, and the adapters that it was made with; return its directory."""
+    student, tokenizer, job, world = setup.student, setup.tokenizer, setup.job, setup.world
+    if job.lora is None:
+        return export_student(student, tokenizer, job, world)
+    save_adapters(student.model, job, world)
+    if not is_quantized(job):
+        merge_adapters(student.model)
+        return export_student(student, tokenizer, job, world)
+    original = merge_into_original(student.model, job, tokenizer, world)
+    if original is not None:
+        export_student(StudentWithLoss(original), tokenizer, job, World(0, 1, torch.device("cpu")))
+    world.barrier()
+    return storage.join(job.output_dir, "hf")

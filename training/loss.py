@@ -12,7 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
-from configs.schema import ObjectiveConfig
+from configs.schema import LossKernel, ObjectiveConfig
+from training import liger
 
 # Logits of one chunk, 128 MiB in float32: large enough for full-speed matrix products, small beside the activations.
 _CHUNK_LOGITS = 2**25
@@ -68,11 +69,17 @@ class StudentWithLoss(torch.nn.Module):
     Were the head used outside the root's forward, its gradient would bypass FSDP2's hooks.
     """
 
-    def __init__(self, model: PreTrainedModel, objective: ObjectiveConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: ObjectiveConfig | None = None,
+        kernel: LossKernel = LossKernel.AUTO,
+    ) -> None:
         super().__init__()
         self.model = model
         self.transform = LogitTransform.of(model.config.get_text_config())
         self.objective = objective or ObjectiveConfig()
+        self.kernel = kernel
 
     def forward(
         self,
@@ -94,11 +101,16 @@ class StudentWithLoss(torch.nn.Module):
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1)[loss_index_N]
         head = self.model.get_output_embeddings()
+        transform = self.transform
+        if self.kernel is LossKernel.LIGER and len(targets_N):  # its kernels divide by the number of targets
+            return liger.sum_cross_entropy(
+                hidden_ND, head.weight, head.bias, targets_N, transform.scale, transform.softcap
+            )
         teacher = None
         if self.training and topk_ids_NK is not None and topk_logprobs_NK is not None:
             objective = self.objective
             teacher = TeacherTopK(topk_ids_NK, topk_logprobs_NK, objective.kl_weight, objective.kl_temperature)
-        return sum_loss(hidden_ND, head.weight, head.bias, targets_N, self.transform, teacher)
+        return sum_loss(hidden_ND, head.weight, head.bias, targets_N, transform, teacher)
 
 
 def sum_loss(

@@ -129,10 +129,12 @@ def shard_model(model: torch.nn.Module, layers: list[torch.nn.Module], config: T
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if is_bfloat16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
+        # FSDP2 shards no integers, so weights packed in 4 bits stay whole on each rank.
+        packed = {p for p in model.parameters() if not p.is_floating_point()}
         for layer in layers:
             if sum(p.numel() for p in layer.parameters()) >= _MIN_GROUP_PARAMETERS:
-                fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+                fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=packed)
+        fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=packed)
     if config.compile:
         for layer in layers:
             layer.compile()

@@ -9,7 +9,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.corpus import Corpus, load_corpus
 from training.job import TrainJob, Transfer
-from training.lora import add_adapters
+from training.liger import check_loss_kernel
+from training.lora import add_adapters, quantize_base
 from training.loss import StudentWithLoss
 from training.model import build_model, find_decoder_layers, load_tokenizer
 from training.parallel import World, shard_model
@@ -45,6 +46,7 @@ def prepare(job: TrainJob, world: World) -> Setup:
     disable_progress_bar()  # bars for reading and writing weights have no place in a worker's log
     torch.set_num_threads(job.training.threads_per_worker)
     with world.agreement():
+        check_loss_kernel(job)
         tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)
         if world.rank == 0:
             check_rows(job, tokenizer)
@@ -55,8 +57,9 @@ def prepare(job: TrainJob, world: World) -> Setup:
     first_epoch = plan_epoch(corpus, job.training, 0)
     with world.agreement():
         model = build_model(job, tokenizer)
+        quantize_base(model, job, world.device)
         add_adapters(model, job)
-    student = StudentWithLoss(model, job.training.objective)
+    student = StudentWithLoss(model, job.training.objective, job.training.loss_kernel)
     shard_model(student, find_decoder_layers(model), job.training, world)
     student.train()
     return Setup(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Rung:
     is_compiled: bool = True
     has_linear_loss: bool = True
     is_checkpointed: bool = True
+    loss_kernel: str = "chunked"
 
 
 LADDER = (
@@ -42,6 +44,7 @@ LADDER = (
     Rung("+ loss without logits"),
     Rung("+ no activation checkpointing", is_checkpointed=False),
 )
+LIGER = Rung("+ Liger's loss in place of ours", is_checkpointed=False, loss_kernel="liger")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,17 @@ def run_ladder(options: argparse.Namespace) -> int:
         length = json.loads((tensors / "settings.json").read_text())["sequence_length"]
         climb = Climb(str(tensors), shape, options.device, options.dtype, length, options.steps)
         print(format_heading(climb), flush=True)
-        for rung in LADDER:
+        for rung in choose_rungs(options.device):
             results[rung.name] = _run_rung(climb, rung)
             print(format_rung(rung, results[rung.name]), flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps({"climb": asdict(climb), "rungs": results}, indent=1))
     return 2 if any("error" in result for result in results.values()) else 0
+
+
+def choose_rungs(device: str) -> tuple[Rung, ...]:
+    """Return the ladder, with Liger's rung where its kernels run."""
+    return (*LADDER, LIGER) if device == "cuda" and find_spec("liger_kernel") else LADDER
 
 
 def _make_tensors(options: argparse.Namespace, shape: str, scratch: Path) -> Path:
@@ -104,16 +112,16 @@ def format_heading(climb: Climb) -> str:
     """Return what is measured and the columns."""
     shape = SHAPES[climb.shape]
     what = f"{climb.shape}, {shape.num_parameters():,} parameters, {climb.dtype}, {climb.sequence_length} tokens packed"
-    columns = f"{'':<30} {'tokens/s':>10} {'loss tokens/s':>14} {'MFU':>7} {'peak GiB':>9} {'loss':>8}"
+    columns = f"{'':<31} {'tokens/s':>10} {'loss tokens/s':>14} {'MFU':>7} {'peak GiB':>9} {'loss':>8}"
     return f"{what}, on {climb.device}\n{columns}"
 
 
 def format_rung(rung: Rung, result: dict[str, Any]) -> str:
     """Return a rung's line; MFU is unknown where the device's peak is."""
     if "error" in result:
-        return f"{rung.name:<30} {result['error']}"
+        return f"{rung.name:<31} {result['error']}"
     mfu = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
     return (
-        f"{rung.name:<30} {result['tokens_per_s']:>10,.0f} {result['loss_tokens_per_s']:>14,.0f} {mfu:>7} "
+        f"{rung.name:<31} {result['tokens_per_s']:>10,.0f} {result['loss_tokens_per_s']:>14,.0f} {mfu:>7} "
         f"{result['peak_gib']:>9.2f} {result['loss']:>8.4f}"
     )

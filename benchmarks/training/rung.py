@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.training.ladder import WARM_UP_STEPS, Climb, Rung
 from benchmarks.training.shapes import SHAPES, build_random_model
 from benchmarks.training.workload import NO_LOSS
-from configs.schema import Attention, OptimizerConfig, TrainingConfig
+from configs.schema import Attention, LossKernel, OptimizerConfig, TrainingConfig
 from training.batches import MicroBatch
 from training.flops import count_flops, peak_flops
 from training.loss import StudentWithLoss
@@ -97,7 +97,8 @@ def _build_student(climb: Climb, rung: Rung, config: TrainingConfig, world: Worl
         model.set_attn_implementation(Attention.FLEX)  # as training.attention=auto does: it skips other documents
     if rung.is_checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    student = StudentWithLoss(model) if rung.has_linear_loss else WithLogits(model)
+    kernel = LossKernel(rung.loss_kernel)
+    student = StudentWithLoss(model, kernel=kernel) if rung.has_linear_loss else WithLogits(model)
     shard_model(student, find_decoder_layers(model), config, world)
     gc.collect()
     if world.device.type == "cuda":

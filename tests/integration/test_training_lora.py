@@ -98,6 +98,26 @@ def test_train_lora_two_ranks_have_the_losses_of_one(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_train_lora_in_4_bits_exports_the_original_with_its_adapters_at_any_number_of_ranks(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    base = save_base(tmp_path / "base", "llama", LLAMA | {"hidden_size": 64, "intermediate_size": 128})
+    alone, shared = (lora_job(tmp_path / name, base, quantization="nf4") for name in ("alone", "shared"))
+    with pytest.raises(Killed):
+        run(alone, kill_at=7)
+    result = run(alone)
+    losses = losses_of(alone)
+    assert losses[-1] < losses[0] - 0.03
+    assert run_ranks(shared, 2) == [FINISHED, FINISHED]
+    assert losses_of(shared) == pytest.approx(losses, abs=1e-5)
+    merged, start = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (result.hf_dir, base))
+    other = AutoModelForCausalLM.from_pretrained(Path(shared.output_dir, "hf"))
+    torch.testing.assert_close(other.state_dict(), merged.state_dict(), rtol=1e-4, atol=1e-4)
+    adapted = PeftModel.from_pretrained(start, str(Path(alone.output_dir, "adapter"))).eval()
+    ids = torch.tensor([[1, 3, 4, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_add_adapters_to_matrices_that_are_not_there_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama", LLAMA)
     job = lora_job(tmp_path / "lora", base, target_modules=("query",))
