@@ -6,22 +6,20 @@ import re
 import tomllib
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
 
 from cluster.run_dir import PROJECT_ROOT
-from cluster.terms_sources import ADDITION, HOME_MADE
+from cluster.terms_sources import ADDITION, HOME_MADE, without_login
 from configs.identity import generation_fingerprint
 from configs.schema import Device, EngineKind, RunConfig
-from configs.table import SPEC_KEY
+from configs.table import LICENSES_JOINED, SPEC_KEY
 from configs.terms.records import Decision, Role, Source
 from services.client import TableJob
 from services.lineage import Lineage
 from services.vllm_adapter import vllm_version
 
 SPEC_VERSION = 1
-JOINED = " AND "  # of several licences that all count, as SPDX has it
 _SECRET = re.compile(r"(token|secret|password|credentials?|key)$", re.IGNORECASE)
 
 
@@ -57,7 +55,7 @@ def teacher_name(config: RunConfig, teacher: str) -> str:
 
 def join_licenses(source: Source | None) -> str | None:
     """Ids of the policy's entries that count for a source; None where there are none."""
-    return JOINED.join(_licenses(source)) or None if source else None
+    return LICENSES_JOINED.join(_licenses(source)) or None if source else None
 
 
 def _lineage(
@@ -71,7 +69,7 @@ def _lineage(
         teacher_repo=without_login(teacher_name(config, teacher)),
         teacher_revision=config.pool[teacher].revision,
         teacher_license=join_licenses(source),
-        terms_id=JOINED.join(terms) or None,
+        terms_id=LICENSES_JOINED.join(terms) or None,
         prompt_source=without_login(_prompt_source(config, held_out=held_out)),
         prompt_license=join_licenses(prompts),
         sampling=_to_json(_plain(job.sampling)),
@@ -111,12 +109,6 @@ def program_version() -> str:
     """Name and version of this program."""
     project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return f"{project['name']} {project['version']}"
-
-
-def without_login(place: str) -> str:
-    """An address without the user and password that it may have."""
-    parts = urlsplit(place)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else place
 
 
 def _prompt_source(config: RunConfig, *, held_out: bool) -> str:

@@ -45,6 +45,7 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
         "training": {key: train[key] for key in ("num_steps", "final_loss", "evaluation_loss", "rows", "packing_fill")},
         "engine": (records["generate"] or {}).get("engine"),
         "teachers": read_rows_by_teacher(run_dir.completions_uri),
+        "quarantined": (records["train"] or {}).get("quarantined", []),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
     }
 
@@ -57,8 +58,12 @@ def write_report(ctx: RunContext) -> dict[str, Any]:
     report["cost"] = build_cost(ctx, report, load_prices())
     if ctx.run_dir.read_json("report.json") == report and ctx.run_dir.read_text("report.html") is not None:
         return report
-    metrics = UPath(student_job(ctx).output_dir, "metrics.jsonl").read_text()
-    page = render_page(report, metrics, completion_lengths(ctx.run_dir))
+    metrics = UPath(student_job(ctx).output_dir, "metrics.jsonl")
+    if not metrics.exists():
+        raise UserError(
+            "the student learnt from rows that are not allowed any more; run `stillhouse train` again first"
+        )
+    page = render_page(report, metrics.read_text(), completion_lengths(ctx.run_dir))
     ctx.run_dir.write_text("report.html", page)
     ctx.run_dir.write_json("report.json", report)
     return report

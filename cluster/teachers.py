@@ -2,12 +2,17 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.context import RunContext
-from cluster.models import teacher_source
+from cluster.models import TeacherSource, teacher_source
 from cluster.session import LOOPBACK
+from cluster.terms_sources import local_directory
 from configs.schema import EngineKind, RunConfig
+from configs.terms.policy import Distribution
+from configs.terms.texts import decided_texts
+from services.binding import Binding
 from services.engine_settings import engine_kind, find_differences
 
 if TYPE_CHECKING:
@@ -96,16 +101,27 @@ def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "Teac
     session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
     from services.deployment import TeacherApp
 
-    teacher = config.pool[name]
+    teacher, source = config.pool[name], teacher_source(config, ctx.run_dir, name)
     device = session.device(teacher.engine.device, teacher.accelerator_type)
     return TeacherApp(
         name=app_name(config, name),
         served_name=config.name,
-        model=teacher_source(config, ctx.run_dir, name).model,
+        model=source.model,
         teacher=teacher,
         device=device,
         kind=kind or engine_kind(teacher.engine, device),
+        binding=bind_teacher(config, source),
     )
+
+
+def bind_teacher(config: RunConfig, source: TeacherSource) -> Binding:
+    """What replicas may load: the teacher as it lies on this machine, where its licence was decided on."""
+    directory = local_directory(source.model, source.revision)
+    texts = None if directory is None else tuple(sorted(decided_texts(directory).items()))
+    if not texts and not Path(source.model).expanduser().is_dir():
+        texts = None  # of a repository, the cache may hold some files alone
+    must_be_pinned = config.terms.party.distribution is not Distribution.NONE
+    return Binding(source.model, source.revision, texts, must_be_pinned)
 
 
 def _start_serve(http_port: int | None) -> None:

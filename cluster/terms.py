@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from cluster.admission import Admission, admit
 from cluster.terms_sources import find_sources, license_texts, local_directory, with_family
 from configs.errors import UserError
 from configs.schema import RunConfig
@@ -39,19 +40,19 @@ def gate_plan(config: RunConfig) -> Decision:
     return decision
 
 
-def gate_training(config: RunConfig, manifest: dict[str, Any]) -> Decision:
-    """Hold the sealed data against today's policy and recipe.
+def gate_training(config: RunConfig, manifest: dict[str, Any]) -> Admission:
+    """Hold the sealed rows against today's policy and recipe; says which of them are left out.
 
     Raises:
-        UserError: what was allowed when the data was made no longer is.
+        UserError: what was allowed when the data was made no longer is, of any row.
     """
     recorded = manifest.get("terms")
-    decision = decide(config, recorded_sources(manifest))
+    admission = admit(config, manifest, recorded_sources(manifest), load_policy())
     when = (
         f" (the data was made on {recorded['decided_on']}, by policy {recorded['policy_version']})" if recorded else ""
     )
-    _refuse(decision, when)
-    return decision
+    _refuse(admission.decision, when)
+    return admission
 
 
 def gate_release(config: RunConfig, manifest: dict[str, Any]) -> Decision:
@@ -60,7 +61,7 @@ def gate_release(config: RunConfig, manifest: dict[str, Any]) -> Decision:
     Raises:
         UserError: something is refused, a revision is not pinned, or a licence wants another name.
     """
-    decision = gate_training(config, manifest)
+    decision = gate_training(config, manifest).decision
     _check_pinned(config)
     name = student_name(config)
     for duty in decision.duties:

@@ -3,9 +3,9 @@
 Looks at the disk alone, the Hub's cache included; a repository that is not there is known by its name.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from configs.schema import RunConfig
 from configs.terms.decision import KINDS
@@ -13,10 +13,10 @@ from configs.terms.naming import Card, name_license, read_card
 from configs.terms.policy import Policy
 from configs.terms.recipe import Party, SourceTerms
 from configs.terms.records import Role, Source, Statement
+from configs.terms.texts import license_texts as license_texts
 
 HOME_MADE, ADDITION = "the home-made teacher", "prompts.addition"
 DATA_PREFIX = "hf://datasets/"
-LICENSE_FILES = ("LICENSE*", "LICENCE*", "License*", "license*")
 MAX_LINEAGE = 16  # models; a longer chain of bases is a circle of directories
 
 
@@ -49,10 +49,10 @@ def local_directory(model: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def license_texts(directory: Path) -> dict[Path, str]:
-    """Licence texts in a model's directory with their SHA-256."""
-    paths = {path for pattern in LICENSE_FILES for path in directory.glob(pattern) if path.is_file()}
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+def without_login(place: str) -> str:
+    """An address without the user and password that it may have."""
+    parts = urlsplit(place)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else place
 
 
 def _find(config: RunConfig, policy: Policy) -> Iterator[Source]:

@@ -78,4 +78,6 @@ LICENSED_COLUMNS = (
     "prompt_license",
 )
 
+LICENSES_JOINED = " AND "  # between ids that all count, as SPDX has it
+
 SPEC_KEY = "stillhouse.generation_spec"  # of the Parquet footer: JSON of all that the file's rows were made by

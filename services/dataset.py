@@ -1,17 +1,19 @@
 """The completions table as a whole: its ledger, what is still pending, and the sealed version that training reads."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from configs.errors import UserError
 from configs.schema import ONLY_TEACHER
-from configs.table import RowStatus
+from configs.table import LICENSED_COLUMNS, RowStatus
 from services.plan import read_shard
 from services.table import ShardFile, shard_files
 
@@ -45,16 +47,33 @@ class SealedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class LineageCount:
+    """Rows that are alike in `LICENSED_COLUMNS`, whose values are ``lineage``, and how many were accepted."""
+
+    lineage: tuple[str | None, ...]
+    rows: int
+    accepted: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dict(zip(LICENSED_COLUMNS, self.lineage, strict=True)), "rows": self.rows, "accepted": self.accepted}
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """The pinned version of the completions table."""
 
     version: int
     ledger: Ledger
     files: tuple[SealedFile, ...]
+    lineage: tuple[LineageCount, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        files = [asdict(each) for each in self.files]
-        return {"version": self.version, "ledger": self.ledger.to_dict(), "files": files}
+        return {
+            "version": self.version,
+            "ledger": self.ledger.to_dict(),
+            "files": [asdict(each) for each in self.files],
+            "lineage": [each.to_dict() for each in self.lineage],
+        }
 
 
 def read_ledger(uri: str, planned_rows: int) -> Ledger:
@@ -102,14 +121,14 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
     plan = list(shard_files(DeltaTable(prompts_uri)))
     if len(completed) < len(committed):
         double = next(each for each in committed if completed[each.shard] is not each)
-        _, ids = _digest_and_ids(f"{completions_uri}/{double.path}")
+        ids = _ids(_read_sealed(f"{completions_uri}/{double.path}")[1])
         raise UserError(
             f"{completions_uri}: shard {double.shard} is there twice, with rows {ids[:NAMED_IDS]}; do not train on it, "
             "and please report this"
         )
     if unplanned := sorted(completed.keys() - {each.shard for each in plan}):
         raise UserError(f"{completions_uri}: shards {unplanned[:NAMED_IDS]} are of another plan; do not train on it")
-    files = []
+    files, rows, accepted = [], Counter[tuple[str | None, ...]](), Counter[tuple[str | None, ...]]()
     for planned in plan:
         file = completed.get(planned.shard)
         wanted = read_shard(prompts_uri, planned.path).column("prompt_id").to_pylist()
@@ -119,11 +138,13 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
                 f"{completions_uri}: shard {planned.shard} ({planned.num_rows * samples_per_prompt} rows, "
                 f"{missing[:NAMED_IDS]} and so on) has not been made yet; run `stillhouse generate` again"
             )
-        digest, ids = _digest_and_ids(f"{completions_uri}/{file.path}")
-        _check_ids(ids, wanted, samples_per_prompt, file)
+        digest, columns = _read_sealed(f"{completions_uri}/{file.path}")
+        _check_ids(_ids(columns), wanted, samples_per_prompt, file)
+        _count_lineage(columns, rows, accepted)
         files.append(SealedFile(file.path, file.num_rows, digest))
     planned_rows = sum(each.num_rows for each in plan) * samples_per_prompt
-    return Seal(table.version(), _count(list(completed.values()), planned_rows), tuple(files))
+    lineage = tuple(LineageCount(values, number, accepted[values]) for values, number in sorted(rows.items(), key=str))
+    return Seal(table.version(), _count(list(completed.values()), planned_rows), tuple(files), lineage)
 
 
 def _count(files: list[ShardFile], planned_rows: int) -> Ledger:
@@ -133,12 +154,28 @@ def _count(files: list[ShardFile], planned_rows: int) -> Ledger:
     return Ledger(planned_rows, accepted, total - accepted - failed, failed)
 
 
-def _digest_and_ids(path: str) -> tuple[str, list[tuple[str, int]]]:
+def _read_sealed(path: str) -> tuple[str, pa.Table]:
+    """A file's digest, and the columns that sealing looks at: ids, states, and what the policy decides on."""
     with fsspec.open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
-        columns = pq.read_table(file, columns=["prompt_id", "sample_index"])
-    return digest, list(zip(columns["prompt_id"].to_pylist(), columns["sample_index"].to_pylist(), strict=True))
+        parquet = pq.ParquetFile(file)
+        known = [name for name in LICENSED_COLUMNS if name in parquet.schema_arrow.names]
+        return digest, parquet.read(columns=["prompt_id", "sample_index", "status", *known])
+
+
+def _ids(columns: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(columns["prompt_id"].to_pylist(), columns["sample_index"].to_pylist(), strict=True))
+
+
+def _count_lineage(
+    columns: pa.Table, rows: Counter[tuple[str | None, ...]], accepted: Counter[tuple[str | None, ...]]
+) -> None:
+    known = [name for name in LICENSED_COLUMNS if name in columns.column_names]
+    for group in columns.group_by([*known, "status"]).aggregate([([], "count_all")]).to_pylist():
+        values = tuple(group.get(name) for name in LICENSED_COLUMNS)
+        rows[values] += group["count_all"]
+        accepted[values] += group["count_all"] if group["status"] == RowStatus.ACCEPTED else 0
 
 
 def _check_ids(found: list[tuple[str, int]], planned: list[str], samples: int, file: ShardFile) -> None:

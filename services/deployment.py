@@ -12,6 +12,7 @@ from ray.serve.schema import ApplicationStatus, ReplicaState, ServeStatus
 
 from configs.errors import DeadlineExceeded, UserError
 from configs.schema import Device, EngineKind, TeacherConfig
+from services.binding import Binding
 from services.engine_settings import engine_environment, engine_kwargs
 from services.scaling import BacklogPolicy
 from services.teacher import InProcessTeacher
@@ -22,12 +23,16 @@ CONSTRUCTOR_TRIES = 2  # a model that could not be loaded twice will not load th
 HEALTH_CHECK_EVERY_S = 5
 POLL_S = 0.25
 UPSCALE_AFTER_S, DOWNSCALE_AFTER_S = 5.0, 30.0  # a wish must last so long: a replica costs a cold start
+USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "  # as a traceback ends; its sentence stands by itself
 METRICS_OF_S = 15.0  # Serve wants more than its reports' interval of 10 s; the newest value is what counts
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherApp:
-    """One teacher as it is deployed: the Serve application ``name`` with ``model`` (a directory or repository)."""
+    """One teacher as it is deployed: the Serve application ``name`` with ``model`` (a directory or repository).
+
+    Its replicas load nothing but what ``binding`` says.
+    """
 
     name: str
     served_name: str
@@ -35,6 +40,7 @@ class TeacherApp:
     teacher: TeacherConfig
     device: Device
     kind: EngineKind
+    binding: Binding | None = None
 
 
 def start_teacher(app: TeacherApp) -> DeploymentHandle:
@@ -44,7 +50,7 @@ def start_teacher(app: TeacherApp) -> DeploymentHandle:
     else:
         from services.llm_teacher import build_async_app  # loads vLLM
 
-        built = build_async_app(_llm_config(app, backlog_scaling(app.teacher)))
+        built = build_async_app(_llm_config(app, backlog_scaling(app.teacher)), app.binding)
     [handle] = serve.run_many(
         [serve.RunTarget(built, name=app.name, route_prefix=None)], wait_for_applications_running=False
     )
@@ -141,7 +147,7 @@ def _in_process_app(app: TeacherApp) -> serve.Application:
     deployment = serve.deployment(
         InProcessTeacher, name=f"teacher:{app.served_name}", ray_actor_options=actor, **options
     )
-    return deployment.bind(app.model, engine_kwargs(app.teacher, app.device))
+    return deployment.bind(app.model, engine_kwargs(app.teacher, app.device), app.binding)
 
 
 def _llm_config(app: TeacherApp, options: dict[str, Any]) -> Any:
@@ -195,4 +201,4 @@ def _has_replicas(status: ServeStatus, app_name: str) -> bool:
 def _last_line(messages: list[str]) -> str:
     """The most telling line of Serve's messages: the last of the last traceback."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing yet"
+    return lines[-1].removeprefix(USER_ERROR) if lines else "nothing yet"

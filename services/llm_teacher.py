@@ -13,6 +13,7 @@ from ray import serve
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 
+from services.binding import Binding, check_binding
 from services.generation import GenerateRequest, GenerateResult
 from services.meter import Meter
 from services.replies import yield_in_groups
@@ -22,8 +23,12 @@ from services.vllm_adapter import describe, sampling_params, to_result
 class AsyncTeacher(LLMServer):
     """One replica. Errors are raised, never returned as rows; only the refusal of one prompt is a result."""
 
-    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self, *args: Any, binding: Binding | None = None, **kwargs: Any
+    ) -> None:
         started = time.monotonic()
+        if binding is not None:
+            check_binding(binding)
         await super().__init__(*args, **kwargs)
         self._meter = Meter(time.monotonic() - started)
 
@@ -65,9 +70,10 @@ class AsyncTeacher(LLMServer):
         raise RuntimeError(f"request {request.request_id} ended without a final output")
 
 
-def build_async_app(llm_config: LLMConfig) -> serve.Application:
+def build_async_app(llm_config: LLMConfig, binding: Binding | None = None) -> serve.Application:
     """The application that clients of a run call through its handle."""
-    return build_llm_deployment(llm_config, name_prefix="teacher:", deployment_cls=AsyncTeacher)
+    bound = {"binding": binding}
+    return build_llm_deployment(llm_config, name_prefix="teacher:", bind_kwargs=bound, deployment_cls=AsyncTeacher)
 
 
 def build_http_app(llm_config: LLMConfig) -> serve.Application:

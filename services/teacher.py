@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
+from services.binding import Binding, check_binding
 from services.engine import InProcessEngine
 from services.generation import GenerateRequest, GenerateResult
 from services.meter import Meter
@@ -18,9 +19,11 @@ from services.replies import yield_in_groups
 class InProcessTeacher:
     """One replica. Errors are raised, never returned as rows; only the refusal of one prompt is a result."""
 
-    def __init__(self, model: str, engine_kwargs: dict[str, Any]) -> None:
+    def __init__(self, model: str, engine_kwargs: dict[str, Any], binding: Binding | None = None) -> None:
         started = time.monotonic()
         self._engine = InProcessEngine(model, engine_kwargs)
+        if binding is not None:
+            check_binding(binding)
         self._engine.start()
         self._meter = Meter(time.monotonic() - started)
 

@@ -20,6 +20,7 @@ from configs.schema import TrainingConfig
 from configs.table import RowStatus
 from training.job import DataFile
 from training.parallel import World
+from training.quarantine import Exclusions, exclusion_columns, find_excluded
 from training.storage import open_filesystem
 
 Int32s = npt.NDArray[np.int32]
@@ -56,14 +57,15 @@ class Corpus:
     overlong_dropped: int
 
 
-def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: World) -> Corpus:
+def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: World, excluded: Exclusions = ()) -> Corpus:
     """Return the corpus of ``files``, measured by all ranks together; the result is the same on each.
 
+    Rows that are ``excluded`` count as if they had not been accepted.
     UserError when a digest differs, when ``overlong`` is refuse and a row is too long, or when no row is left.
     """
     with world.agreement():
         needed = _TOPK_COLUMNS if config.objective.kl_weight else []
-        mine = [(i, _measure_file(files[i], needed)) for i in range(world.rank, len(files), world.size)]
+        mine = [(i, _measure_file(files[i], needed, excluded)) for i in range(world.rank, len(files), world.size)]
     measured = dict(pair for pairs in world.gather(mine) for pair in pairs)
     groups, first_row = [], 0
     for i, file in enumerate(files):
@@ -103,7 +105,7 @@ class _FileMeasures:
     hashes: npt.NDArray[np.uint32]
 
 
-def _measure_file(file: DataFile, needed: list[str]) -> _FileMeasures:
+def _measure_file(file: DataFile, needed: list[str], excluded: Exclusions) -> _FileMeasures:
     check_file(file)
     fs, path = open_filesystem(file.path)
     lengths, loss_lengths, hashes = [], [], []
@@ -114,11 +116,12 @@ def _measure_file(file: DataFile, needed: list[str]) -> _FileMeasures:
                 f"training.objective.kl_weight needs the teacher's log-probabilities, and {file.path!r} has none; set "
                 "it to 0, or generate the rows with sampling.top_logprobs"
             )
-        for batch in parquet.iter_batches(columns=["prompt_id", "status", *_TOKEN_COLUMNS]):
+        lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(columns=["prompt_id", "status", *_TOKEN_COLUMNS, *lineage]):
             prompt, completion = (_list_lengths(batch.column(name)) for name in _TOKEN_COLUMNS)
             is_accepted = pc.equal(batch.column("status"), str(RowStatus.ACCEPTED)).to_numpy(zero_copy_only=False)
             # Nothing predicts the first token of a row, so without a prompt it bears no loss.
-            loss = np.where(is_accepted, completion - (prompt == 0), 0)
+            loss = np.where(is_accepted & ~find_excluded(batch, excluded), completion - (prompt == 0), 0)
             lengths.append(prompt + completion)
             loss_lengths.append(np.maximum(loss, 0).astype(np.int32))
             # The same prompt is always on the same side, in every run: no sample of it leaks into the evaluation.

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from configs.schema import TrainingConfig
+from training.quarantine import Exclusions
 
 
 class Transfer(StrEnum):
@@ -82,6 +83,7 @@ class TrainJob:
     device: JobDevice = JobDevice.CPU
     trust_remote_code: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    excluded: Exclusions = ()
 
     def to_json(self) -> str:
         """Return the job as one JSON object."""
@@ -92,6 +94,7 @@ class TrainJob:
         """Read what `to_json` wrote; unknown keys raise TypeError."""
         data = json.loads(text)
         data["files"] = tuple(DataFile(**file) for file in data["files"])
+        data["excluded"] = tuple(data.get("excluded", ()))
         data["transfer"] = Transfer(data["transfer"])
         data["device"] = JobDevice(data["device"])
         data["training"] = TrainingConfig.model_validate(data["training"])
@@ -113,6 +116,8 @@ class TrainJob:
             "lora": self.lora,
             "template_kwargs": self.template_kwargs,
         }
+        if self.excluded:
+            result["excluded"] = list(self.excluded)
         training = self.training.model_dump(mode="json")
         sections = {name: training.pop(name) for name in ("optimizer", "objective")}
         result |= {f"training.{key}": value for key, value in training.items() if key not in OPERATIONAL_KEYS}

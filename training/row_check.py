@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from configs.table import RowStatus
 from training import storage
 from training.corpus import check_file
 from training.job import DataFile, TrainJob, Transfer
+from training.quarantine import Exclusions, exclusion_columns, find_excluded
 from training.tokenise import as_messages, encode_prompt, render_prompt, tokenise_rows
 
 _COLUMNS = (
@@ -51,7 +53,7 @@ def check_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> None:
     if not job.training.check_rows:
         return
     special, num_rows, num_empty = _special_ids(tokenizer), 0, 0
-    for file, row in _sample_rows(job.files, job.training.check_rows):
+    for file, row in _sample_rows(job):
         if job.transfer is Transfer.TEXT:
             [ids] = tokenise_rows([row], tokenizer, job.template_kwargs).to_pylist()
             row = {**row, **ids}
@@ -73,26 +75,29 @@ def check_rows(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _sample_rows(files: tuple[DataFile, ...], num_rows: int) -> Iterator[tuple[DataFile, dict[str, Any]]]:
-    """Yield the first accepted rows of files that are evenly spread, about ``num_rows`` in all."""
+def _sample_rows(job: TrainJob) -> Iterator[tuple[DataFile, dict[str, Any]]]:
+    """Yield the first rows to be learnt of files that are evenly spread, about ``training.check_rows`` in all."""
+    files, num_rows = job.files, job.training.check_rows
     num_files = min(len(files), num_rows)
     for i in range(num_files):
         file = files[i * len(files) // num_files]
         check_file(file)
         wanted = num_rows // num_files
-        for row in _accepted_rows(file):
+        for row in _accepted_rows(file, job.excluded):
             yield file, row
             if not (wanted := wanted - 1):
                 break
 
 
-def _accepted_rows(file: DataFile) -> Iterator[dict[str, Any]]:
+def _accepted_rows(file: DataFile, excluded: Exclusions) -> Iterator[dict[str, Any]]:
     fs, path = storage.open_filesystem(file.path)
     with fs.open(path, "rb") as handle:
         parquet = pq.ParquetFile(handle)
         columns = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            yield from (row for row in batch.to_pylist() if row["status"] == RowStatus.ACCEPTED)
+        lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[*columns, *lineage]):
+            kept = batch.filter(pa.array(~find_excluded(batch, excluded))).select(columns)
+            yield from (row for row in kept.to_pylist() if row["status"] == RowStatus.ACCEPTED)
 
 
 def find_problem(

@@ -53,7 +53,7 @@ def prepare(job: TrainJob, world: World) -> Setup:
     files = tokenise_files(job, tokenizer, world) if job.transfer is Transfer.TEXT else job.files
     if job.training.objective.ground_truth_share:
         files += write_reference_rows(job, tokenizer, world)
-    corpus = load_corpus(files, job.training, world)
+    corpus = load_corpus(files, job.training, world, job.excluded)
     first_epoch = plan_epoch(corpus, job.training, 0)
     with world.agreement():
         model = build_model(job, tokenizer)

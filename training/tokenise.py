@@ -20,6 +20,7 @@ from training import storage
 from training.corpus import check_file, sha256_of
 from training.job import DataFile, TrainJob, Transfer
 from training.parallel import World
+from training.quarantine import Exclusions, exclusion_columns, find_excluded
 
 _SCHEMA = pa.schema(
     [
@@ -94,7 +95,7 @@ def _derive_files(
     manifest = storage.join(directory, "manifest.json")
     with world.agreement():
         if world.rank == 0 and storage.read_json(manifest) is None:
-            storage.write_text(manifest, json.dumps(_write_all(job.files, directory, columns, schema, convert)))
+            storage.write_text(manifest, json.dumps(_write_all(job, directory, columns, schema, convert)))
     world.barrier()
     entries = storage.read_json(manifest)
     assert entries is not None
@@ -102,16 +103,16 @@ def _derive_files(
 
 
 def _write_all(
-    files: tuple[DataFile, ...], directory: str, columns: list[str], schema: pa.Schema, convert: _Convert
+    job: TrainJob, directory: str, columns: list[str], schema: pa.Schema, convert: _Convert
 ) -> list[dict[str, Any]]:
     with storage.replaced_directory(directory) as local:
         entries = []
-        for number, file in enumerate(files):
+        for number, file in enumerate(job.files):
             check_file(file)
             target = local / f"part-{number:06d}.parquet"
             num_rows = 0
             with pq.ParquetWriter(target, schema) as writer:
-                for rows in _read_batches(file, columns):
+                for rows in _read_batches(file, columns, job.excluded):
                     table = convert(rows)
                     if table.num_rows:
                         writer.write_table(table)
@@ -120,15 +121,17 @@ def _write_all(
     return entries
 
 
-def _read_batches(file: DataFile, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows with the wanted columns, None where the file has no such column."""
+def _read_batches(file: DataFile, wanted: list[str], excluded: Exclusions) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows that may be learnt, with the wanted columns, None where the file has no such column."""
     fs, path = storage.open_filesystem(file.path)
     with fs.open(path, "rb") as handle:
         parquet = pq.ParquetFile(handle)
         columns = [name for name in wanted if name in parquet.schema_arrow.names]
         absent = dict.fromkeys(set(wanted) - set(columns))
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            yield [{**row, **absent} for row in batch.to_pylist()]
+        lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[*columns, *lineage]):
+            kept = batch.filter(pa.array(~find_excluded(batch, excluded))).select(columns)
+            yield [{**row, **absent} for row in kept.to_pylist()]
 
 
 def tokenise_rows(

@@ -9,16 +9,19 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.admission import admit
 from cluster.context import RunContext
 from cluster.models import student_tokenizer, teacher_source
-from cluster.terms import gate_training
+from cluster.terms import gate_training, recorded_sources, refusal
 from cluster.training_run import run_training
 from configs.errors import UserError
 from configs.schema import ObjectiveConfig
 from configs.table import TOKEN_IDS, RowStatus
+from configs.terms.policy import load_policy
 from services.verifiers import final_answer
 from training.job import DataFile, TrainJob, Transfer
 from training.output import load_result
+from training.quarantine import Exclusions, exclusion_columns, find_excluded
 
 CONTROL_SCHEMA = pa.schema(
     [
@@ -35,7 +38,7 @@ CONTROL_SCHEMA = pa.schema(
 def train(ctx: RunContext) -> dict[str, Any]:
     """Train the student, and the control student where the recipe asks for one, in the same workers."""
     jobs = {"student": student_job(ctx)}
-    gate_training(ctx.config, ctx.run_dir.read_json("manifest.json"))
+    quarantined = gate_training(ctx.config, ctx.run_dir.read_json("manifest.json")).quarantined
     if ctx.config.student.control:
         jobs["control"] = control_job(ctx)
     record = ctx.run_dir.phase_record("train")
@@ -43,14 +46,23 @@ def train(ctx: RunContext) -> dict[str, Any]:
         return record
 
     def work() -> dict[str, Any]:
+        for each in quarantined:
+            ctx.progress.say(
+                f"terms: {each.accepted:,} accepted rows are left out of training: "
+                f"{refusal(each.finding, load_policy())}"
+            )
         results = run_training(ctx, list(jobs.values()), ctx.config.student.device)
-        return {name: asdict(result) for name, result in zip(jobs, results, strict=True)}
+        left_out = [{**each.lineage, "accepted": each.accepted} for each in quarantined]
+        return {name: asdict(result) for name, result in zip(jobs, results, strict=True)} | {"quarantined": left_out}
 
     return ctx.finish("train", work)
 
 
 def student_job(ctx: RunContext) -> TrainJob:
-    """The job on the sealed version. Its directory is named by all that decides what is learnt."""
+    """The job on the sealed version. Its directory is named by all that decides what is learnt.
+
+    Rows that are not allowed any more are left out of it, so a student that learnt from them is another job's.
+    """
     manifest = ctx.run_dir.read_json("manifest.json")
     if manifest is None:
         raise UserError(
@@ -60,7 +72,7 @@ def student_job(ctx: RunContext) -> TrainJob:
         DataFile(ctx.run_dir.uri("completions", file["path"]), file["num_rows"], file["sha256"])
         for file in manifest["files"]
     )
-    return _job(ctx, "student", files, ctx.config.training)
+    return _job(ctx, "student", files, ctx.config.training, _excluded(ctx, manifest))
 
 
 def control_job(ctx: RunContext) -> TrainJob:
@@ -70,7 +82,11 @@ def control_job(ctx: RunContext) -> TrainJob:
     return _job(ctx, "control", (_write_answers(ctx),), training)
 
 
-def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any) -> TrainJob:
+def _excluded(ctx: RunContext, manifest: dict[str, Any]) -> Exclusions:
+    return admit(ctx.config, manifest, recorded_sources(manifest), load_policy()).excluded
+
+
+def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any, excluded: Exclusions = ()) -> TrainJob:
     config, teacher = ctx.config, teacher_source(ctx.config, ctx.run_dir)
     plan = ctx.run_dir.phase_record("plan") or {}
     job = TrainJob(
@@ -86,6 +102,7 @@ def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any)
         training=training,
         trust_remote_code=config.student.trust_remote_code,
         template_kwargs=config.pool[config.main_teacher].chat_template_kwargs,
+        excluded=excluded,
     )
     return replace(job, output_dir=ctx.run_dir.uri("training", f"{name}-{job.fingerprint()[:12]}"))
 
@@ -93,7 +110,9 @@ def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any)
 def _write_answers(ctx: RunContext) -> DataFile:
     """The accepted rows with nothing but their final answer as the completion."""
     manifest = ctx.run_dir.read_json("manifest.json")
-    name = f"control/answers-v{manifest['version']}"
+    excluded = _excluded(ctx, manifest)
+    without = f"-without-{hashlib.sha256(json.dumps(excluded).encode()).hexdigest()[:8]}" if excluded else ""
+    name = f"control/answers-v{manifest['version']}{without}"
     if (known := ctx.run_dir.read_json(f"{name}.json")) is not None:
         return DataFile(**known)
     from services.template import PromptRenderer
@@ -107,7 +126,10 @@ def _write_answers(ctx: RunContext) -> DataFile:
     with fsspec.open(path, "wb") as target, pq.ParquetWriter(target, CONTROL_SCHEMA) as writer:
         for file in manifest["files"]:
             with fsspec.open(ctx.run_dir.uri("completions", file["path"]), "rb") as source:
-                rows = pq.read_table(source, columns=columns).to_pylist()
+                parquet = pq.ParquetFile(source)
+                lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
+                table = parquet.read(columns=[*columns, *lineage])
+            rows = table.filter(pa.array(~find_excluded(table, excluded))).select(columns).to_pylist()
             answers = [_answer_only(ctx, row, tokenizer) for row in rows if row["status"] == RowStatus.ACCEPTED]
             writer.write_table(pa.Table.from_pylist(answers, schema=CONTROL_SCHEMA))
             num_rows += len(answers)

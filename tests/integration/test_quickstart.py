@@ -160,6 +160,47 @@ def test_completions_are_read_by_pandas_polars_and_duckdb(quickstart: Run) -> No
     assert duckdb.sql("select count(*) from dataset where status = 'accepted'").fetchall() == [(accepted,)]
 
 
+def test_every_row_has_its_lineage_and_every_file_its_specification(quickstart: Run) -> None:
+    import pyarrow.parquet as pq
+    from deltalake import DeltaTable
+
+    table = DeltaTable(str(quickstart.directory / "completions"))
+    columns = ["teacher_repo", "teacher_license", "prompt_source", "prompt_license"]
+    columns += ["sampling", "engine", "template", "decision"]
+    rows = table.to_pyarrow_table(columns=columns)
+    assert all(rows.column(name).null_count == 0 for name in columns)
+    assert set(rows.column("teacher_license").to_pylist()) == {"stillhouse-home-made"}
+    files = [quickstart.directory / "completions" / path for path in table.get_add_actions()["path"].to_pylist()]
+    specs = {json.dumps(_spec(path), sort_keys=True) for path in files}
+    assert len(specs) == 1
+    assert json.loads(specs.pop())["template"] == rows.column("template")[0].as_py()
+    lineage = [*columns, "teacher_revision", "terms_id"]
+    metadata = [pq.ParquetFile(path).metadata for path in files]
+    groups = [each.row_group(number) for each in metadata for number in range(each.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    # Some bytes a file and none a row: rows of forty tokens are too small for a share to say anything.
+    size = sum(each.total_compressed_size for each in chunks if each.path_in_schema in lineage)
+    assert size <= 2048 * len(files)
+    manifest = json.loads((quickstart.directory / "manifest.json").read_text())
+    assert [each["rows"] for each in manifest["lineage"]] == [6000]
+
+
+def test_file_that_went_astray_tells_where_it_came_from(quickstart: Run, tmp_path: Path) -> None:
+    stray = tmp_path / "stray.parquet"
+    stray.write_bytes(next((quickstart.directory / "completions").glob("*.parquet")).read_bytes())
+    outcome = stillhouse("terms", "trace", str(stray))
+    assert outcome.code == 0, outcome.err
+    assert "of the run quickstart" in outcome.out
+    assert "teacher the home-made teacher: stillhouse-home-made" in outcome.out
+
+
+def _spec(path: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    spec: dict[str, Any] = json.loads(pq.read_schema(path).metadata[b"stillhouse.generation_spec"])
+    return spec
+
+
 def test_student_is_an_ordinary_hugging_face_model(quickstart: Run) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -12,8 +12,9 @@ from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.lineage import trace_tables, without_login
+from cluster.lineage import trace_tables
 from cluster.terms import decide
+from cluster.terms_sources import without_login
 from configs.schema import Device, EngineKind, RunConfig
 from configs.table import COMPLETIONS_SCHEMA, LICENSED_COLUMNS, SPEC_KEY
 from services.acceptance import Row, rows_to_table

@@ -7,6 +7,7 @@ from deltalake import DeltaTable
 
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.acceptance import Row, rows_to_table
+from services.lineage import NO_LINEAGE, Lineage
 from services.plan import Plan, extend_plan, read_shard
 from services.prompts import Prompt, make_prompt
 from services.table import TableWriter, open_or_create, shard_files, write_file
@@ -54,10 +55,12 @@ def make_rows(prompt_ids: Sequence[str], samples: int = 1, shard: int = 0) -> li
     return [make_row(prompt_id, index, shard) for prompt_id in prompt_ids for index in range(samples)]
 
 
-def commit_rows(uri: Path, rows: list[Row], shard: int = 0, teacher: str = "teacher") -> None:
+def commit_rows(
+    uri: Path, rows: list[Row], shard: int = 0, teacher: str = "teacher", lineage: Lineage = NO_LINEAGE
+) -> None:
     """Store one shard of completions and add it to the table, which is made when it is missing."""
     open_or_create(str(uri), COMPLETIONS_SCHEMA, "completions")
-    action = write_file(str(uri), rows_to_table(rows, teacher), shard, {}, DEADLINE_S)
+    action = write_file(str(uri), rows_to_table(rows, teacher, lineage), shard, {}, DEADLINE_S)
     TableWriter(str(uri), COMPLETIONS_SCHEMA, DEADLINE_S).add([action])
 
 

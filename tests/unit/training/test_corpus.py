@@ -42,6 +42,24 @@ def test_load_corpus_takes_accepted_rows_only(tmp_path: Path) -> None:
     assert np.flatnonzero(corpus.is_training).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_load_corpus_leaves_out_rows_of_an_excluded_lineage_and_no_others(tmp_path: Path) -> None:
+    """Two teachers in one file and row group; one of them may not be learnt from."""
+    repos = ["good", "bad", None, "bad", "good"]
+    table = pa.Table.from_pylist(make_rows(5)).append_column("teacher_repo", pa.array(repos))
+    pq.write_table(table, tmp_path / "a.parquet")
+    files = (DataFile(str(tmp_path / "a.parquet"), 5), write_rows(tmp_path / "b.parquet", make_rows(2)))
+    for excluded, learnt in (
+        (({"teacher_repo": "bad"},), [True, False, True, False, True]),
+        (({"teacher_repo": None},), [True, True, False, True, True]),
+        (({"teacher_repo": "bad"}, {"teacher_repo": None}), [True, False, False, False, True]),
+        (({"teacher_repo": "bad", "terms_id": None},), [True] * 5),
+    ):
+        corpus = load_corpus(files, CONFIG, WORLD, excluded)
+        assert (corpus.is_training | corpus.is_evaluation).tolist() == [*learnt, True, True]
+    with pytest.raises(UserError, match="no row to train on"):
+        load_corpus(files[:1], CONFIG, WORLD, tuple({"teacher_repo": each} for each in ("good", "bad", None)))
+
+
 def test_load_corpus_rows_without_tokens_do_not_count(tmp_path: Path) -> None:
     rows = make_rows(3) + make_rows(1, seed=1, completion_token_ids=[]) + make_rows(1, completion_token_ids=None)
     corpus = load_corpus((write_rows(tmp_path / "a.parquet", rows),), CONFIG, WORLD)

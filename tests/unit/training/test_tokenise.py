@@ -40,6 +40,15 @@ def test_tokenise_files_leaves_out_rows_that_were_not_accepted(tmp_path: Path) -
     assert len(tokenise(job)) == 3
 
 
+def test_tokenise_files_leaves_out_rows_of_an_excluded_lineage(tmp_path: Path) -> None:
+    rows = [{**row, "teacher_repo": repo} for row, repo in zip(make_rows(3), ("good", "bad", None), strict=True)]
+    path = tmp_path / "two.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    excluded = ({"teacher_repo": "bad"},)
+    job = make_job(tmp_path, files=(DataFile(str(path), 3),), transfer=Transfer.TEXT, excluded=excluded)
+    assert [row["prompt_id"] for row in tokenise(job)] == [rows[0]["prompt_id"], rows[2]["prompt_id"]]
+
+
 def test_tokenise_files_second_call_reads_what_the_first_wrote(tmp_path: Path) -> None:
     job = make_job(tmp_path, num_rows=10, transfer=Transfer.TEXT)
     first = tokenise(job)

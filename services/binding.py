@@ -1,0 +1,84 @@
+"""The gate at a replica's start: what it is about to load must be what was decided on.
+
+A replica may start hours after the decision, on another machine; so it looks at its own files, before the engine does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.terms.texts import CARD, LICENSE_FILES, decided_texts
+
+COMMIT_LENGTH = 40  # hex digits of a Git commit
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A model as it was decided on.
+
+    ``texts`` are names and SHA-256 of the licence texts, or of the card where there are none; None where the decision
+    saw none of its files. ``must_be_pinned`` wants a commit for repositories.
+
+    Example: ``Binding("Qwen/Qwen3-8B", "0123…cdef", (("LICENSE", "9f2c…"),), must_be_pinned=True)``
+    """
+
+    model: str
+    revision: str | None = None
+    texts: tuple[tuple[str, str], ...] | None = None
+    must_be_pinned: bool = False
+
+
+def check_binding(binding: Binding) -> None:
+    """Raise `UserError` when the model on this machine is not the one that was decided on."""
+    local = Path(binding.model).expanduser()
+    if local.is_dir():
+        _check_texts(binding, local, complete=True)
+    elif _is_repository(binding.model):
+        _check_revision(binding)
+        snapshot = _fetch_texts(binding)
+        if is_commit(binding.revision) and snapshot.name != binding.revision:
+            raise UserError(
+                f"the replica would load {binding.model} at {snapshot.name}, and {binding.revision} was decided on; "
+                "take that revision out of the cache, or name the commit that is there"
+            )
+        _check_texts(binding, snapshot, complete=False)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which cannot change."""
+    return revision is not None and len(revision) == COMMIT_LENGTH and set(revision) <= set("0123456789abcdef")
+
+
+def _check_revision(binding: Binding) -> None:
+    if binding.must_be_pinned and not is_commit(binding.revision):
+        raise UserError(
+            f"the replica would load {binding.model} at {binding.revision!r}, which may change; where others get the "
+            f"student (terms.party.distribution) its revision must be a commit ({COMMIT_LENGTH} hex digits)"
+        )
+
+
+def _check_texts(binding: Binding, directory: Path, *, complete: bool) -> None:
+    """Compare with what lies in the directory; ``complete`` says that the decision saw all of it."""
+    if binding.texts is None:
+        return
+    decided, found = dict(binding.texts), decided_texts(directory)
+    differing = [name for name, digest in decided.items() if found.get(name) != digest]
+    differing += [name for name in found if complete and name not in decided]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{directory / name} has sha256 {found.get(name, 'of no file')}, and the licence of {binding.model} was "
+            f"decided on with {decided.get(name, 'no such file')}; read it, and run the command again to decide anew"
+        )
+
+
+def _is_repository(model: str) -> bool:
+    return model.count("/") == 1 and "://" not in model and not model.startswith((".", "/", "~"))
+
+
+def _fetch_texts(binding: Binding) -> Path:
+    """The repository's snapshot on this machine with its licence texts; the weights come with the engine."""
+    from huggingface_hub import snapshot_download  # only repositories need it
+
+    patterns = [*LICENSE_FILES, CARD]
+    return Path(snapshot_download(binding.model, revision=binding.revision, allow_patterns=patterns))

@@ -1,0 +1,75 @@
+"""A file that went astray tells where it came from."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.cli import run_command
+from cluster.models import TeacherSource
+from cluster.teachers import bind_teacher
+from configs.schema import RunConfig
+from services.acceptance import rows_to_table
+from services.table import write_file
+from tests.unit.cluster.test_lineage import COMMIT, LLAMA, answers, llama, traced
+from tests.unit.configs.trees import make_config
+
+pytestmark = pytest.mark.unit
+
+
+def store(directory: Path, config: RunConfig) -> str:
+    job = traced(config)
+    action = write_file(str(directory), rows_to_table(answers(3), "teacher", job.lineage), 0, job.footer, 5.0)
+    return f"{directory}/{action.path}"
+
+
+def test_trace_tells_run_teacher_licence_and_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["terms", "trace", store(tmp_path, llama())]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "3 of the run small, made by stillhouse",
+        f"{LLAMA} at {COMMIT}",
+        "temperature 0.7",
+        "allow with obligations on 20",
+        f"teacher {LLAMA} at {COMMIT}: llama-3.1-license-2024",
+        "prompts prompts.addition: stillhouse-addition",
+    ):
+        assert words in printed
+
+
+def test_trace_tells_waivers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "meta-llama/Llama-2-7b-hf"
+    waiver = {"source": name, "license": "llama-2-license-2023", "document_sha256": "a" * 64}
+    waiver |= {"approver": "Counsel", "expires": "2999-01-01", "document": "/secret/place"}
+    path = store(tmp_path, llama(teacher={"model": name}, terms__waivers=[waiver]))
+    assert run_command(["terms", "trace", path]) == 0
+    printed = capsys.readouterr().out
+    assert f"llama-2-license-2023 of {name} by Counsel until 2999-01-01" in printed
+    assert "/secret/place" not in pq.read_schema(path).metadata[b"stillhouse.generation_spec"].decode()
+
+
+def test_trace_of_other_files_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    (tmp_path / "broken.parquet").write_text("PAR1")
+    for name, reason in (
+        ("other", "does not say where it came from"),
+        ("broken", "cannot be read as a Parquet"),
+        ("missing", "cannot be read as a Parquet"),
+    ):
+        assert run_command(["terms", "trace", str(tmp_path / f"{name}.parquet")]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_teacher_is_bound_to_the_texts_on_this_machine(tmp_path: Path) -> None:
+    bare, licensed = tmp_path / "bare", tmp_path / "licensed"
+    for directory in (bare, licensed):
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+    (licensed / "LICENSE").write_text("You may.")
+    assert bind_teacher(make_config(), TeacherSource(str(bare), None)).texts == ()
+    [(name, digest)] = bind_teacher(make_config(), TeacherSource(str(licensed), None)).texts or ()
+    assert (name, len(digest)) == ("LICENSE", 64)
+    config = make_config(terms__party__distribution="weights")
+    assert bind_teacher(config, TeacherSource("owner/model", COMMIT)).must_be_pinned
+    assert bind_teacher(config, TeacherSource("owner/model", COMMIT)).texts is None

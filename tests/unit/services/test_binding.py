@@ -1,0 +1,99 @@
+"""A replica loads what was decided on, and nothing else."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from configs.terms.texts import decided_texts
+from services.binding import Binding, check_binding
+from services.teacher import InProcessTeacher
+
+pytestmark = pytest.mark.unit
+
+COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+
+
+def make_model(directory: Path, **texts: str) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    for name, text in texts.items():
+        (directory / name.replace("_", ".")).write_text(text)
+    return directory
+
+
+def decided(model: Path) -> Binding:
+    return Binding(str(model), None, tuple(decided_texts(model).items()))
+
+
+def test_model_as_it_was_decided_on_is_loaded(tmp_path: Path) -> None:
+    check_binding(decided(make_model(tmp_path / "bare")))
+    check_binding(decided(make_model(tmp_path / "licensed", LICENSE="You may.", README_md="license: mit")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: (model / "LICENSE").write_text("You may,"),
+        lambda model: (model / "LICENSE").unlink(),
+        lambda model: (model / "LICENSE.additional").write_text("But not on Sundays."),
+    ],
+    ids=["one byte", "removed", "another one"],
+)
+def test_other_licence_text_is_refused_in_one_sentence_by_name(change: Callable[[Path], None], tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", LICENSE="You may.")
+    binding = decided(model)
+    change(model)
+    with pytest.raises(UserError, match=r"model/LICENSE.* has sha256 .*decided on with") as refused:
+        check_binding(binding)
+    assert "\n" not in str(refused.value)
+
+
+def test_card_counts_where_there_is_no_licence_text(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", README_md="license: mit")
+    binding = decided(model)
+    (model / "README.md").write_text("license: llama2")
+    with pytest.raises(UserError, match=r"README\.md has sha256"):
+        check_binding(binding)
+
+
+def test_replica_refuses_before_its_engine_starts(tmp_path: Path) -> None:
+    binding = Binding(str(make_model(tmp_path / "model")), None, (("LICENSE", "0" * 64),))
+    with pytest.raises(UserError, match="has sha256 of no file"):
+        InProcessTeacher(str(tmp_path / "model"), {}, binding)
+
+
+def put_in_cache(cache: Path, repository: str, commit: str, text: str) -> None:
+    """A snapshot as the Hub's client lays it out."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    make_model(root / "snapshots" / commit, LICENSE=text)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / "main").write_text(commit)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hub cache of this test's own, without the Hub."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    put_in_cache(tmp_path, "owner/model", COMMIT, "You may.")
+    return tmp_path
+
+
+def test_repository_is_bound_to_its_commit_and_text(cache: Path) -> None:
+    texts = (("LICENSE", hashlib.sha256(b"You may.").hexdigest()),)
+    check_binding(Binding("owner/model", COMMIT, texts, must_be_pinned=True))
+    check_binding(Binding("owner/model", COMMIT, None, must_be_pinned=True))
+    check_binding(Binding("owner/model", None, texts))
+    with pytest.raises(UserError, match="LICENSE has sha256"):
+        check_binding(Binding("owner/model", COMMIT, (("LICENSE", "0" * 64),)))
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT[:12]])
+def test_repository_that_may_change_is_refused_where_others_get_the_student(revision: str | None) -> None:
+    with pytest.raises(UserError, match=r"owner/model at .* must be a commit"):
+        check_binding(Binding("owner/model", revision, must_be_pinned=True))
