@@ -204,7 +204,7 @@ def _to_engine_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": row["run"],
         "index": row["index"],
-        "tokenized_prompt": row["prompt"],
+        "tokenized_prompt": [int(each) for each in row["prompt"]],  # its request refuses arrays
         "sampling_params": {
             "temperature": 0.0,
             "max_tokens": int(row["max_tokens"]),
