@@ -6,7 +6,7 @@ has a cluster, and all that the cluster has at the prices of `configs.prices`: a
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Rate:
     unpriced: tuple[str, ...] = ()
 
 
-def cluster_rate(nodes: list[Mapping[str, float]], prices: PriceTable) -> Rate:
+def cluster_rate(nodes: Sequence[Mapping[str, float]], prices: PriceTable) -> Rate:
     """The price of nodes, each Ray's resources of it. A GPU's price has its share of the machine in it."""
     usd_per_hour, unpriced = 0.0, set[str]()
     for node in nodes:

@@ -125,7 +125,7 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
     shape = student_shape(config)
     if shape is None or not student_uses_gpu(config):
         return
-    named = {each.accelerator_type for each in config.pool.values()} & prices.accelerators.keys()
+    named = {name for each in config.pool.values() if (name := each.accelerator_type) in prices.accelerators and name}
     types = {name: prices.accelerators[name] for name in named} or prices.accelerators
     workers, part = config.training.max_workers, _trained_part(config)
     fits = {name: fit_student(shape, config.training, workers, price.memory_gib, part) for name, price in types.items()}

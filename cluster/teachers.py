@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.context import RunContext
+from cluster.gateway import build_ingress
 from cluster.models import TeacherSource, teacher_source
 from cluster.session import LOOPBACK
 from cluster.terms_sources import local_directory
@@ -42,19 +43,24 @@ def start_teachers(ctx: RunContext, teachers: list[str]) -> dict[str, "Deploymen
 
 
 def start_http_teacher(ctx: RunContext, port: int) -> None:
-    """Deploy the main teacher behind the OpenAI-compatible endpoint at ``port``, and wait for its first replica."""
+    """Deploy the main teacher behind the OpenAI-compatible endpoint at ``port``, and wait for its first replica.
+
+    A recipe with a section ``gateway`` has that before the teacher, others vLLM's own endpoint on loopback.
+    """
+    config = ctx.config.gateway
+    host = LOOPBACK if config is None else config.host
     teacher = ctx.config.main_teacher
     app = _to_app(ctx, teacher, EngineKind.ASYNC)
     ctx.progress.update(detail="loading Ray Serve")
     with ThreadPoolExecutor(max_workers=1) as beside:
         # Serve's controller starts while this process imports vLLM, each for seconds on a core of its own.
-        started = beside.submit(_start_serve, port)
+        started = beside.submit(_start_serve, port, host)
         from services import llm_teacher  # noqa: F401
 
         started.result()
     from services import deployment
 
-    deployment.start_http_teacher(app)
+    deployment.start_http_teacher(app, None if config is None else build_ingress(ctx, config))
     wait_for_teacher(ctx, teacher)
 
 
@@ -124,13 +130,13 @@ def bind_teacher(config: RunConfig, source: TeacherSource) -> Binding:
     return Binding(source.model, source.revision, texts, must_be_pinned)
 
 
-def _start_serve(http_port: int | None) -> None:
-    """Start Serve's controller; with a port also its HTTP proxy, on loopback."""
+def _start_serve(http_port: int | None, host: str = LOOPBACK) -> None:
+    """Start Serve's controller; with a port also its HTTP proxy."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
     serve.start(
         proxy_location="Disabled" if http_port is None else "HeadOnly",
-        http_options=None if http_port is None else {"host": LOOPBACK, "port": http_port},
+        http_options=None if http_port is None else {"host": host, "port": http_port},
         logging_config={"log_level": "WARNING"},
     )

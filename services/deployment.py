@@ -57,12 +57,12 @@ def start_teacher(app: TeacherApp) -> DeploymentHandle:
     return handle
 
 
-def start_http_teacher(app: TeacherApp) -> None:
-    """Ask Serve for the teacher behind vLLM's OpenAI-compatible endpoint, and return at once."""
-    from services.llm_teacher import build_http_app  # loads vLLM
+def start_http_teacher(app: TeacherApp, ingress: Callable[[serve.Application], serve.Application] | None) -> None:
+    """Ask Serve for the teacher behind ``ingress``, or vLLM's own endpoint without one, and return at once."""
+    from services.llm_teacher import build_async_app, build_http_app  # loads vLLM
 
-    teacher = app.teacher
-    built = build_http_app(_llm_config(app, _http_options(teacher)))
+    config = _llm_config(app, _http_options(app.teacher))
+    built = build_http_app(config) if ingress is None else ingress(build_async_app(config, app.binding))
     serve.run_many([serve.RunTarget(built, name=app.name, route_prefix="/")], wait_for_applications_running=False)
 
 

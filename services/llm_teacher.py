@@ -4,6 +4,7 @@ Placement, tensor parallelism, health checks, metrics and the OpenAI-compatible 
 loads vLLM, so `services.deployment` does it only where this replica is wanted.
 """
 
+import json
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 
 from services.binding import Binding, check_binding
+from services.gateway.requests import CHAT
 from services.generation import GenerateRequest, GenerateResult
 from services.meter import Meter
 from services.replies import yield_in_groups
@@ -55,6 +57,41 @@ class AsyncTeacher(LLMServer):
         """Serve hands it to `services.scaling`."""
         return self._meter.report()
 
+    async def count_prompt_tokens(self, path: str, body: dict[str, Any]) -> int | dict[str, Any]:
+        """Tokens of a request's prompt as the engine would see it, or the engine's refusal under ``error``."""
+        from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest, TokenizeCompletionRequest
+
+        if path == CHAT:
+            wanted = {key: body[key] for key in ("model", "messages", "chat_template_kwargs") if key in body}
+            request: Any = TokenizeChatRequest(**wanted)
+        else:
+            request = TokenizeCompletionRequest(model=body["model"], prompt=body["prompt"])
+        async for counted in await self.tokenize(request):
+            return counted.model_dump() if hasattr(counted, "error") else int(counted.count)
+        raise RuntimeError("the engine has not counted the prompt")
+
+    async def answer(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """An OpenAI request's answer, or the pieces of its stream, as vLLM makes them; a refusal is under ``error``.
+
+        Plain data, so that whoever asks need not load vLLM.
+        """
+        from pydantic import ValidationError
+        from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, CompletionRequest
+
+        try:
+            request = ChatCompletionRequest(**body) if path == CHAT else CompletionRequest(**body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            yield {"error": {"message": first["msg"], "param": ".".join(map(str, first["loc"])), "code": 400}}
+            return
+        async for batch in await (self.chat(request) if path == CHAT else self.completions(request)):
+            for item in batch if isinstance(batch, list) else [batch]:
+                if not isinstance(item, str):
+                    yield item.model_dump(mode="json")
+                    continue
+                for event in read_events(item):
+                    yield event
+
     async def _complete(self, request: GenerateRequest) -> GenerateResult:
         from vllm.exceptions import VLLMClientError  # the replica has imported vLLM already
 
@@ -70,6 +107,12 @@ class AsyncTeacher(LLMServer):
         raise RuntimeError(f"request {request.request_id} ended without a final output")
 
 
+def read_events(text: str) -> list[dict[str, Any]]:
+    """The data of server-sent events, without the last one, which says that it is the last."""
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(each) for each in data if each != "[DONE]"]
+
+
 def build_async_app(llm_config: LLMConfig, binding: Binding | None = None) -> serve.Application:
     """The application that clients of a run call through its handle."""
     bound = {"binding": binding}
@@ -77,7 +120,7 @@ def build_async_app(llm_config: LLMConfig, binding: Binding | None = None) -> se
 
 
 def build_http_app(llm_config: LLMConfig) -> serve.Application:
-    """The application behind vLLM's OpenAI-compatible endpoint."""
+    """The application behind vLLM's OpenAI-compatible endpoint, which lets everyone in."""
     # The ingress only passes requests on; on two cores a CPU of its own would never be free.
     ingress = {"ray_actor_options": {"num_cpus": 0}, "num_replicas": 1, "autoscaling_config": None}
     return build_openai_app({"llm_configs": [llm_config], "ingress_deployment_config": ingress})

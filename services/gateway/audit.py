@@ -1,0 +1,158 @@
+"""The audit log: JSON lines, each with the hash of the line before: no entry can be changed or taken out unseen.
+
+The length and the hash of the last line are anchored in a second file, so that entries missing at the end are found as
+well. Whoever can write both files can forge both: keep the anchor where the log's writer can only add, or copy it away.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+
+LOG_FILE = "audit.jsonl"
+FIRST = "0" * 64  # what the first entry has for the hash of the one before
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """How many entries there are, and the SHA-256 of the last line (without its newline)."""
+
+    entries: int = 0
+    head: str = FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found: entries that hold, their head, and the first fault in words, or None."""
+
+    entries: int
+    head: str
+    fault: str | None = None
+
+
+class AuditLog:
+    """Appends to one log; there is one writer at a time."""
+
+    def __init__(self, path: Path, anchor: Path) -> None:
+        """Raises `UserError` when what is there does not hold: a log is never continued over a fault."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        anchor.parent.mkdir(parents=True, exist_ok=True)
+        is_torn = _cut_torn_line(path)
+        verdict = verify(path, anchor)
+        if verdict.fault is not None:
+            raise UserError(
+                f"the audit log {path} does not hold: {verdict.fault}; keep it as evidence and give the gateway "
+                "another gateway.directory"
+            )
+        self._anchor_path = anchor
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._last = Anchor(verdict.entries, verdict.head)
+        if is_torn:
+            self.append({"event": "torn_line_removed"})
+
+    @property
+    def last(self) -> Anchor:
+        """Of the newest entry."""
+        return self._last
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry, durably, before it returns. ``entry`` and ``previous`` are the log's own."""
+        numbered = {"entry": self._last.entries, **entry, "previous": self._last.head}
+        line = json.dumps(numbered, ensure_ascii=False, separators=(",", ":")).encode()
+        os.write(self._file, line + b"\n")
+        os.fsync(self._file)  # the anchor must never be ahead of what survives a power cut
+        self._last = Anchor(self._last.entries + 1, _hash(line))
+        _write_anchor(self._anchor_path, self._last)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def verify(path: Path, anchor: Path) -> Verdict:
+    """Read a log from its first entry to its last, and compare it with its anchor; names the first fault."""
+    try:
+        anchored = _read_anchor(anchor)
+    except (ValueError, TypeError) as error:
+        return Verdict(0, FIRST, f"the anchor {anchor} cannot be read ({error})")
+    count, head, head_at_anchor = 0, FIRST, FIRST
+    if path.exists():
+        with open(path, "rb") as file:
+            for line in file:
+                if (fault := _find_fault(line, count, head)) is not None:
+                    return Verdict(count, head, fault)
+                count, head = count + 1, _hash(line.rstrip(b"\n"))
+                if anchored is not None and count == anchored.entries:
+                    head_at_anchor = head
+    return Verdict(count, head, _compare(count, head_at_anchor, anchored, anchor))
+
+
+def default_anchor(directory: Path) -> Path:
+    """Where the anchor of a gateway's directory lies when the recipe says nothing else."""
+    return directory.with_name(f"{directory.name}-anchor.json")
+
+
+def _find_fault(line: bytes, count: int, head: str) -> str | None:
+    try:
+        entry = json.loads(line)
+        number, previous = entry["entry"], entry["previous"]
+    except (ValueError, TypeError, KeyError):
+        return f"entry {count} was changed: it is no entry any more"
+    if not isinstance(number, int) or number < count:
+        return f"entry {count} was changed: its number is {number}"
+    if number > count:
+        return f"entry {count} is missing: entry {number} follows entry {count - 1}" if count else "entry 0 is missing"
+    if previous != head:
+        changed = count - 1 if count else 0
+        return f"entry {changed} was changed: its hash is not the one that entry {count} has"
+    if not line.endswith(b"\n"):
+        return f"entry {count} is cut off"
+    return None
+
+
+def _compare(count: int, head_at_anchor: str, anchored: Anchor | None, path: Path) -> str | None:
+    if anchored is None:
+        return f"there is no anchor {path}, without which entries missing at the end cannot be found" if count else None
+    if count < anchored.entries:
+        return f"entry {count} is missing: the anchor knows {anchored.entries} entries"
+    if head_at_anchor != anchored.head:
+        last = anchored.entries - 1
+        return f"entry {last} was changed: the anchor has another hash of it, and the chain up to it may be forged"
+    return None
+
+
+def _cut_torn_line(path: Path) -> bool:
+    """Remove the rest of a line whose writer died while writing: it was never anchored nor answered for."""
+    if not path.exists() or not (content := path.read_bytes()) or content.endswith(b"\n"):
+        return False
+    with open(path, "r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+    return True
+
+
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _read_anchor(path: Path) -> Anchor | None:
+    if not path.exists():
+        return None
+    anchor = Anchor(**json.loads(path.read_text()))
+    if not isinstance(anchor.entries, int) or not isinstance(anchor.head, str):
+        raise ValueError("entries must be a number and head a hash")
+    return anchor
+
+
+def _write_anchor(path: Path, anchor: Anchor) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(temporary, "w") as file:
+        file.write(json.dumps(asdict(anchor)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,95 @@
+"""The command line of the gateway: keys are shown once, and the log's verdict is an exit status."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import run_command
+from services.gateway.admission import Admission
+from services.gateway.audit import LOG_FILE
+from services.gateway.keys import KeyFile
+from tests.unit.configs.trees import TREE, put
+from tests.unit.services.gateway.gateway import GatewayConfig, make_spec, visit
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """The program takes SIGTERM for itself; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(put(put(TREE, "run_dir", str(tmp_path / "run")), "gateway", {})))
+    return str(path)
+
+
+def test_key_is_printed_once_listed_and_revoked(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--expires", "2999-12-31", "--model", "small", "--lifetime-tokens", "5000"]
+    assert run_command(["gateway", "add-key", recipe, "ada", *options]) == 0
+    secret = capsys.readouterr().out.strip()
+    file = tmp_path / "run" / "gateway" / "keys.json"
+    assert secret not in file.read_text()
+    key = KeyFile(file).find(secret)
+    assert key is not None
+    assert (key.name, key.models, key.lifetime_tokens) == ("ada", ("small",), 5000)
+    assert key.expires == "3000-01-01T00:00:00+00:00"  # after the whole of its last day
+    assert run_command(["gateway", "list-keys", recipe]) == 0
+    assert f"{key.key_id}  ada  counts  0 requests, 0 of 5,000 tokens used" in capsys.readouterr().out
+    assert run_command(["gateway", "revoke-key", recipe, "ada"]) == 0
+    assert run_command(["gateway", "list-keys", recipe]) == 0
+    assert "ada  revoked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (["add-key", "RECIPE", "ada", "--lifetime-tokens", "0"], "--lifetime-tokens must be at least 1, not 0"),
+        (["revoke-key", "RECIPE", "ada"], "there is no key ada to revoke"),
+        (["add-key", "RECIPE", "ada", "gateway="], "the recipe has no section gateway"),
+        (["add-key", "RECIPE", "ada", "run_dir=memory://x"], "gateway.directory must be a local directory"),
+        (["add-key", "RECIPE", "ada", "gateway.regions.allow=[DE]"], "gateway.regions.header must name"),
+    ],
+)
+def test_mistake_with_keys_is_one_sentence(
+    recipe: str, arguments: list[str], needle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["gateway", *(recipe if each == "RECIPE" else each for each in arguments)]) == 2
+    assert needle in capsys.readouterr().err
+
+
+def test_verdict_on_the_log_is_the_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "gateway"
+    assert run_command(["gateway", "verify-log", str(directory)]) == 2
+    admission = Admission(make_spec(directory, GatewayConfig()))
+    admission.admit("nobody's", visit())
+    admission.close()
+    assert run_command(["gateway", "verify-log", str(directory)]) == 0
+    assert "holds: 1 entries" in capsys.readouterr().out
+    (directory / LOG_FILE).write_text("")
+    assert run_command(["gateway", "verify-log", str(directory)]) == 2
+    assert "entry 0 is missing: the anchor knows 1 entries" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needle"),
+    [
+        ([], "there is no key in"),
+        (["gateway.terms=nowhere.txt"], "gateway.terms: nowhere.txt cannot be read"),
+    ],
+)
+def test_serve_refuses_before_anything_starts(
+    recipe: str, overrides: list[str], needle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["serve", recipe, *overrides]) == 2
+    assert needle in capsys.readouterr().err

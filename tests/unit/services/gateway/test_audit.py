@@ -1,0 +1,127 @@
+"""The audit log proves deletions and changes, wherever they are made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from configs.gateway import GatewayConfig
+from services.gateway.admission import Admission, Grant
+from services.gateway.audit import LOG_FILE, AuditLog, default_anchor, verify
+from tests.unit.services.gateway.gateway import add_key, make_spec, visit
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """With a log of five entries."""
+    directory = tmp_path / "gateway"
+    log = AuditLog(directory / LOG_FILE, default_anchor(directory))
+    for number in range(5):
+        log.append({"event": "settled", "tokens": number})
+    log.close()
+    return directory
+
+
+def fault_of(directory: Path) -> str | None:
+    return verify(directory / LOG_FILE, default_anchor(directory)).fault
+
+
+def lines_of(directory: Path) -> list[str]:
+    return (directory / LOG_FILE).read_text().splitlines(keepends=True)
+
+
+def test_untouched_log_holds_and_is_continued(directory: Path) -> None:
+    assert fault_of(directory) is None
+    log = AuditLog(directory / LOG_FILE, default_anchor(directory))
+    log.append({"event": "opened"})
+    assert log.last.entries == 6
+    log.close()
+    assert fault_of(directory) is None
+
+
+@pytest.mark.parametrize("gone", range(5))
+def test_entry_that_is_gone_is_named(directory: Path, gone: int) -> None:
+    lines = lines_of(directory)
+    (directory / LOG_FILE).write_text("".join(lines[:gone] + lines[gone + 1 :]))
+    assert (fault_of(directory) or "").startswith(f"entry {gone} is missing")
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_entry_that_was_changed_is_named(directory: Path, changed: int) -> None:
+    lines = lines_of(directory)
+    lines[changed] = lines[changed].replace('"tokens":', '"tokens":9')
+    (directory / LOG_FILE).write_text("".join(lines))
+    assert (fault_of(directory) or "").startswith(f"entry {changed} was changed")
+
+
+def test_end_that_is_gone_is_found_by_the_anchor(directory: Path) -> None:
+    (directory / LOG_FILE).write_text("".join(lines_of(directory)[:2]))
+    assert fault_of(directory) == "entry 2 is missing: the anchor knows 5 entries"
+    (directory / LOG_FILE).unlink()
+    assert fault_of(directory) == "entry 0 is missing: the anchor knows 5 entries"
+
+
+def test_log_that_was_written_anew_with_a_sound_chain_is_found_by_the_anchor(directory: Path, tmp_path: Path) -> None:
+    forged = AuditLog(tmp_path / "forged.jsonl", tmp_path / "forged-anchor.json")
+    for number in range(5):
+        forged.append({"event": "settled", "tokens": 2 * number})
+    forged.close()
+    (tmp_path / "forged.jsonl").replace(directory / LOG_FILE)
+    assert "the chain up to it may be forged" in (fault_of(directory) or "")
+
+
+def test_log_without_its_anchor_does_not_hold(directory: Path) -> None:
+    default_anchor(directory).unlink()
+    assert "there is no anchor" in (fault_of(directory) or "")
+    with pytest.raises(UserError, match="does not hold: there is no anchor"):
+        AuditLog(directory / LOG_FILE, default_anchor(directory))
+
+
+def test_line_that_a_crash_cut_off_is_removed_and_that_is_said(directory: Path) -> None:
+    with open(directory / LOG_FILE, "a") as file:
+        file.write('{"entry":5,"event":"re')
+    AuditLog(directory / LOG_FILE, default_anchor(directory)).close()
+    assert fault_of(directory) is None
+    assert json.loads(lines_of(directory)[-1])["event"] == "torn_line_removed"
+
+
+def test_entry_that_was_written_but_not_anchored_by_a_crash_is_no_fault(directory: Path) -> None:
+    anchor = default_anchor(directory)
+    before = anchor.read_text()
+    log = AuditLog(directory / LOG_FILE, anchor)
+    log.append({"event": "opened"})
+    log.close()
+    anchor.write_text(before)
+    assert fault_of(directory) is None
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_prompts_are_logged_only_where_the_recipe_says_so(tmp_path: Path, log_prompts: bool) -> None:
+    secret = add_key(tmp_path / "g")
+    admission = Admission(make_spec(tmp_path / "g", GatewayConfig(log_prompts=log_prompts)))
+    asked = visit(prompt="a secret of mine", prompt_sha256="1" * 64)
+    assert admission.admit(secret, asked) is None
+    grant = admission.reserve(secret, asked, 4)
+    assert isinstance(grant, Grant)
+    admission.settle(grant, 9, "completed")
+    admission.close()
+    text = (tmp_path / "g" / LOG_FILE).read_text()
+    assert ("a secret of mine" in text) is log_prompts
+    assert "1" * 64 in text
+    assert secret not in text
+    events = [json.loads(line)["event"] for line in text.splitlines()]
+    assert events == ["opened", "reserved", "settled"]
+
+
+def test_strangers_do_not_fill_the_log_and_refusals_of_a_key_come_once_a_minute(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "g", requests_per_minute=1)
+    admission = Admission(make_spec(tmp_path / "g", GatewayConfig()))
+    for _ in range(20):
+        assert admission.admit("nobody's", visit()) is not None
+        admission.admit(secret, visit())
+    admission.close()
+    events = [json.loads(line)["event"] for line in lines_of(tmp_path / "g")]
+    assert events == ["opened", "refused"]
