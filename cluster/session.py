@@ -143,7 +143,7 @@ def _embedded(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir
         give_up.start()
         ray.shutdown()
         give_up.cancel()
-        _end_processes(started | (_children() - before), deadlines.shutdown)
+        _end_processes(started | _processes_of(temp_dir), deadlines.shutdown)
         shutil.rmtree(temp_dir, ignore_errors=True)
         for key, value in saved.items():
             if value is None:
@@ -211,20 +211,22 @@ def _remove_leftovers() -> None:
             owner = json.loads((directory / "owner.json").read_text())
             if psutil.pid_exists(owner["pid"]) and _started_at(owner["pid"]) == owner["started"]:
                 continue
-            _kill_session(str(directory))
+            _kill(_processes_of(directory))
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def _kill_session(temp_dir: str) -> None:
-    """End processes of a killed command that have outlived it; they carry its session in their environment."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(SESSION_VARIABLE) == temp_dir:
-                process.kill()
 
 
 def _children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
+
+
+def _processes_of(temp_dir: Path) -> set[psutil.Process]:
+    """What carries a session in its environment: all of it but Ray's agents, whose titles overwrite theirs."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(SESSION_VARIABLE) == str(temp_dir) and process.pid != os.getpid():
+                found.add(process)
+    return found
 
 
 def _end_processes(started: set[psutil.Process], deadline_s: float) -> None:
