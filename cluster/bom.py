@@ -5,7 +5,8 @@ import uuid
 from typing import Any
 
 from cluster.cards import sampling_words, source_words
-from cluster.release_facts import HubLicense, ReleaseFacts, is_repository, known_entries, public_name
+from cluster.release_facts import HubLicense, ReleaseFacts, known_entries, public_name
+from configs.repository import is_repository
 from configs.terms.policy import load_policy
 from configs.terms.records import Role, Source
 

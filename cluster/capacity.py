@@ -56,8 +56,7 @@ class StudentFit:
 
 def fit_teacher(shape: ModelShape, engine: EngineConfig, length: int, memory_gib: float) -> TeacherFit:
     """Memory of each of a replica's GPUs, at sequences of ``length`` tokens (prompt and completion)."""
-    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    weights_gib = shape.weights * weight_bytes(shape, engine) / gpus / GIB
+    weights_gib = shape.weights * weight_bytes(shape, engine) / engine.gpus_per_replica / GIB
     cache_gib = memory_gib * engine.gpu_memory_utilization - weights_gib - ENGINE_OVERHEAD_GIB
     cache_bytes = 1.0 if "fp8" in str(engine.extra.get("kv_cache_dtype", "")) else 2.0
     # Heads that are fewer than GPUs are kept by several of them.

@@ -12,8 +12,9 @@ from jinja2 import Template
 
 from cluster.cost_words import cost_lines
 from cluster.release import asked_duties, shown_texts
-from cluster.release_facts import NOT_CHOSEN, HubLicense, ReleaseFacts, is_repository, known_entries, public_name
+from cluster.release_facts import NOT_CHOSEN, HubLicense, ReleaseFacts, known_entries, public_name
 from cluster.terms_sources import DATA_PREFIX, HOME_MADE
+from configs.repository import is_repository
 from configs.schema import RunConfig
 from configs.terms.policy import load_policy
 from configs.terms.records import Role, Source

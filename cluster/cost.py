@@ -9,23 +9,24 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deltalake import DeltaTable
 from upath import UPath
 
 from cluster.context import RunContext
 from cluster.models import made_teacher_dir, teacher_source
 from cluster.phases.train import control_job, student_job
+from cluster.run_dir import PHASES
 from cluster.terms_sources import local_directory
 from cluster.weights import Weights, count_weights
 from configs.prices import CPU_CORE, PriceTable
 from configs.schema import Device, RunConfig, TrainingConfig
+from services.dataset import read_tokens_by_teacher
 from training import storage
+from training.job import TrainJob
 from training.output import load_result
 
 FORWARD, BACKWARD = 2, 4  # operations for each weight and token
 FROZEN = 2  # of the backward pass through a weight that is not trained (LoRA)
 TOKENS_PER_WEIGHT = 20  # Hoffmann et al. 2022, 2203.15556: how long a model is trained from scratch at the best price
-PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "evaluate", "export")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,11 @@ class Usage:
 def build_cost(ctx: RunContext, report: dict[str, Any], prices: PriceTable) -> dict[str, Any]:
     """The section ``cost`` of the report, of the phases that are done; docs/report.md documents each field."""
     records = {phase: ctx.run_dir.phase_record(phase) or {} for phase in PHASES}
-    trained = storage.read_json(storage.join(student_job(ctx).output_dir, "job.json"))
+    job = student_job(ctx)
+    trained = storage.read_json(storage.join(job.output_dir, "job.json"))
     device = trained["device"] if trained else None
-    tokens = {**_table_tokens(ctx), **_training_tokens(ctx)}
-    weights = _weights(ctx)
+    tokens = {**_table_tokens(ctx), **_training_tokens(ctx, job)}
+    weights = _weights(ctx, job)
     flops = count_flops(ctx.config, tokens, weights)
     done = {phase: record for phase, record in records.items() if record}
     usage = [use for phase, record in done.items() for use in find_usage(ctx.config, phase, record, device, prices)]
@@ -117,11 +119,11 @@ def find_usage(
         case "generate":
             for name, device in record.get("devices", {}).items():
                 teacher = config.pool[name]
-                size = teacher.engine.tensor_parallel_size * teacher.engine.pipeline_parallel_size
                 if device == Device.GPU:
-                    use(f"teacher.{name}", teacher.accelerator_type, size * teacher.max_replicas)
+                    kind, size = teacher.accelerator_type, teacher.engine.gpus_per_replica
                 else:
-                    use(f"teacher.{name}", CPU_CORE, teacher.engine.threads * teacher.max_replicas)
+                    kind, size = CPU_CORE, teacher.engine.threads
+                use(f"teacher.{name}", kind, size * teacher.max_replicas)
         case "train" | "evaluate":
             on_gpu = student_device == Device.GPU
             count = config.training.max_workers if on_gpu else _cores(config.training)
@@ -188,18 +190,14 @@ def _cores(training: TrainingConfig) -> int:
 def _table_tokens(ctx: RunContext) -> dict[str, int]:
     """Prompt and completion tokens of each teacher, of all rows in the table, whatever became of them."""
     counts: dict[str, int] = {}
-    columns = ["teacher", "num_prompt_tokens", "num_completion_tokens"]
-    for batch in DeltaTable(ctx.run_dir.completions_uri).to_pyarrow_dataset().to_batches(columns=columns):
-        for name, prompt, completion in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            teacher = name or ctx.config.main_teacher
-            counts[f"prompt.{teacher}"] = counts.get(f"prompt.{teacher}", 0) + prompt
-            counts[f"completion.{teacher}"] = counts.get(f"completion.{teacher}", 0) + completion
+    for teacher, (prompt, completion) in read_tokens_by_teacher(ctx.run_dir.completions_uri).items():
+        counts |= {f"prompt.{teacher}": prompt, f"completion.{teacher}": completion}
     return counts
 
 
-def _training_tokens(ctx: RunContext) -> dict[str, int]:
+def _training_tokens(ctx: RunContext, student: TrainJob) -> dict[str, int]:
     """Of each job that is done: tokens of the rows it went through, prompts included, and those that bore a loss."""
-    jobs = {"student": student_job(ctx).output_dir}
+    jobs = {"student": student.output_dir}
     if ctx.config.student.control:
         jobs["control"] = control_job(ctx).output_dir
     make = ctx.config.pool[ctx.config.main_teacher].make
@@ -215,7 +213,7 @@ def _training_tokens(ctx: RunContext) -> dict[str, int]:
     return counts
 
 
-def _weights(ctx: RunContext) -> dict[str, Weights | None]:
+def _weights(ctx: RunContext, student: TrainJob) -> dict[str, Weights | None]:
     """Of each teacher, the main one first, and of the student as it was trained."""
     config = ctx.config
     found: dict[str, Weights | None] = {}
@@ -225,7 +223,7 @@ def _weights(ctx: RunContext) -> dict[str, Weights | None]:
             UPath(source.model) if config.pool[name].make is not None else None
         )
         found[f"teacher.{name}"] = count_weights(str(directory)) if directory is not None else None
-    result = load_result(student_job(ctx))
+    result = load_result(student)
     found["student"] = count_weights(result.hf_dir) if result is not None else None
     return found
 

@@ -3,6 +3,7 @@
 `check_capacity` refuses what cannot be; `estimate_phases` and `memory_lines` are what `stillhouse plan` shows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.capacity import (
@@ -10,6 +11,7 @@ from cluster.capacity import (
     DECODE_USE,
     PREFILL_USE,
     TRAINING_USE,
+    StudentFit,
     decode_tokens_per_s,
     fit_student,
     fit_teacher,
@@ -21,7 +23,7 @@ from configs.errors import UserError
 from configs.prices import CPU_CORE, Price, PriceTable
 from configs.schema import Device, RunConfig, TeacherConfig
 
-EXPECTED_SHARE = 0.5  # of sampling.max_tokens, until the first rows are there
+EXPECTED_SHARE = 0.5  # of sampling.max_tokens
 CHARACTERS_PER_TOKEN = 4.0
 GPU_START_S, CPU_START_S = 180.0, 20.0  # from the demand to the first token or step, on nodes that are up
 
@@ -61,11 +63,7 @@ def check_capacity(config: RunConfig, prices: PriceTable, gpu_limit: int | None 
 
 def _gpus_needed(config: RunConfig) -> dict[str, int]:
     """The fewest GPUs of each phase that uses any, by the key that decides."""
-    teachers = [
-        each.min_replicas * each.engine.tensor_parallel_size * each.engine.pipeline_parallel_size
-        for each in config.pool.values()
-        if uses_gpu(each)
-    ]
+    teachers = [each.min_replicas * each.engine.gpus_per_replica for each in config.pool.values() if uses_gpu(each)]
     key = "teachers" if config.teachers else "teacher.min_replicas times its parallel sizes"
     needed = {key: sum(teachers)} if teachers else {}
     if student_uses_gpu(config):
@@ -112,12 +110,11 @@ def _check_teacher(config: RunConfig, name: str, teacher: TeacherConfig, prices:
     fit = fit_teacher(shape, teacher.engine, length, price.memory_gib)
     if not fit.fits:
         key = f"teachers.{name}" if config.teachers else "teacher"
-        gpus = teacher.engine.tensor_parallel_size * teacher.engine.pipeline_parallel_size
         raise UserError(
-            f"{key}.model does not fit {gpus} {teacher.accelerator_type} of {price.memory_gib:g} GiB: each would hold "
-            f"{fit.weights_gib:.1f} GiB of weights, with room for {fit.cache_gib:.1f} GiB of cache, less than one "
-            f"sequence of {length:,} tokens; raise {key}.engine.tensor_parallel_size, or name a larger "
-            f"{key}.accelerator_type"
+            f"{key}.model does not fit {teacher.engine.gpus_per_replica} {teacher.accelerator_type} of "
+            f"{price.memory_gib:g} GiB: each would hold {fit.weights_gib:.1f} GiB of weights, with room for "
+            f"{fit.cache_gib:.1f} GiB of cache, less than one sequence of {length:,} tokens; raise "
+            f"{key}.engine.tensor_parallel_size, or name a larger {key}.accelerator_type"
         )
 
 
@@ -127,8 +124,7 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
         return
     named = {name for each in config.pool.values() if (name := each.accelerator_type) in prices.accelerators and name}
     types = {name: prices.accelerators[name] for name in named} or prices.accelerators
-    workers, part = config.training.max_workers, _trained_part(config)
-    fits = {name: fit_student(shape, config.training, workers, price.memory_gib, part) for name, price in types.items()}
+    workers, fits = config.training.max_workers, _fit_types(config, shape, types)
     if not any(fit.fits for fit in fits.values()):
         name, fit = max(fits.items(), key=lambda each: each[1].available_gib)
         raise UserError(
@@ -138,8 +134,10 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
         )
 
 
-def _trained_part(config: RunConfig) -> float:
-    return 1.0 if config.student.lora is None else 0.01  # adapters are about a hundredth of the weights
+def _fit_types(config: RunConfig, shape: ModelShape, types: Mapping[str, Price]) -> dict[str, StudentFit]:
+    part = 1.0 if config.student.lora is None else 0.01  # adapters are about a hundredth of the weights
+    workers = config.training.max_workers
+    return {kind: fit_student(shape, config.training, workers, each.memory_gib, part) for kind, each in types.items()}
 
 
 def _longest(config: RunConfig, teacher: TeacherConfig) -> int:
@@ -172,10 +170,7 @@ def _student_memory(config: RunConfig, prices: PriceTable) -> str:
     shape, workers = student_shape(config), config.training.max_workers
     if shape is None:
         return "student: not known, as its config.json is not on this machine"
-    fits = {
-        kind: fit_student(shape, config.training, workers, each.memory_gib, _trained_part(config))
-        for kind, each in prices.accelerators.items()
-    }
+    fits = _fit_types(config, shape, prices.accelerators)
     fit = next(iter(fits.values()))
     found = ", ".join(kind for kind, each in fits.items() if each.fits)
     return (
@@ -217,7 +212,7 @@ def _generate(
     device = _device(teacher.accelerator_type, is_gpu, prices)
     if device is None or shape is None:
         return None
-    each = engine.tensor_parallel_size * engine.pipeline_parallel_size if is_gpu else engine.threads
+    each = engine.gpus_per_replica if is_gpu else engine.threads
     asked, written = prompts * prompt_tokens, prompts * config.sampling.n * completion_tokens
     length = prompt_tokens + completion_tokens / 2
     work_s = asked / prefill_tokens_per_s(shape, device[1], each)

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import re
-import tomllib
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
 
-from cluster.run_dir import PROJECT_ROOT
+from cluster.run_dir import program_version
 from cluster.terms_sources import ADDITION, HOME_MADE, without_login
 from configs.identity import generation_fingerprint
 from configs.schema import Device, EngineKind, RunConfig
@@ -103,12 +102,6 @@ def _spec(config: RunConfig, job: TableJob, teacher: str, decision: Decision, en
             "generation_fingerprint": generation_fingerprint(config),
         }
     )
-
-
-def program_version() -> str:
-    """Name and version of this program."""
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return f"{project['name']} {project['version']}"
 
 
 def _prompt_source(config: RunConfig, *, held_out: bool) -> str:

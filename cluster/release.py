@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 from cluster.run_dir import PROJECT_ROOT
-from cluster.terms_sources import license_texts, local_directory
+from cluster.terms_sources import local_directory
 from configs.terms.policy import Entry, ObligationType, load_policy
 from configs.terms.records import Decision, Duty
+from configs.terms.texts import license_texts
 
 # Apache-2.0 is this project's own licence, so its text is always at hand.
 OWN_TEXTS = {"apache-2.0": PROJECT_ROOT / "LICENSE"}

@@ -1,13 +1,12 @@
 """What everything that is written beside a released student is filled from, and the licence that it comes under."""
 
-import tomllib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cluster.run_dir import PROJECT_ROOT
 from cluster.terms_sources import DATA_PREFIX
 from configs.errors import UserError
+from configs.repository import is_repository
 from configs.schema import RunConfig
 from configs.terms.decision import KINDS
 from configs.terms.policy import Entry, Kind, OutputRule, Policy
@@ -47,12 +46,6 @@ class ReleaseFacts:
     created: datetime
 
 
-def program_version() -> str:
-    """The version of this program, which is part of every release."""
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return f"{project['name']} {project['version']}"
-
-
 def derive_student_license(decision: Decision, chosen: str | None, policy: Policy) -> HubLicense:
     """The licence of the student: what binds its weights, or what its maker chose where nothing does.
 
@@ -89,11 +82,6 @@ def public_name(source: Source) -> str:
     if source.name.startswith(DATA_PREFIX):
         return source.name.removeprefix(DATA_PREFIX)
     return source.name if is_repository(source.name) else source.name.rstrip("/").rsplit("/", 1)[-1]
-
-
-def is_repository(name: str) -> bool:
-    """Whether a model's name is one of the Hub, and no path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def known_entries(source: Source, policy: Policy) -> list[Entry | None]:

@@ -12,13 +12,11 @@ from cluster.context import RunContext
 from cluster.cost import build_cost
 from cluster.cost_words import cost_lines
 from cluster.phases.train import student_job
-from cluster.run_dir import RunDir
+from cluster.run_dir import PHASES, RunDir
 from configs.errors import UserError
-from configs.prices import load_prices
-from services.dataset import read_rows_by_teacher
+from services.dataset import read_rows_by_teacher, read_tokens_by_teacher
 
 SCHEMA_VERSION = 1
-PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "evaluate", "export")
 
 
 def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
@@ -50,12 +48,17 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
     }
 
 
+def build_costed_report(ctx: RunContext) -> dict[str, Any]:
+    """The report with its ``cost``, by the prices that the recipe names."""
+    report = build_report(ctx.run_dir, ctx.config.name)
+    return {**report, "cost": build_cost(ctx, report, ctx.prices)}
+
+
 def write_report(ctx: RunContext) -> dict[str, Any]:
     """Write ``report.json`` and ``report.html``; returns the report."""
     from cluster.report_page import render_page
 
-    report = build_report(ctx.run_dir, ctx.config.name)
-    report["cost"] = build_cost(ctx, report, load_prices())
+    report = build_costed_report(ctx)
     if ctx.run_dir.read_json("report.json") == report and ctx.run_dir.read_text("report.html") is not None:
         return report
     metrics = UPath(student_job(ctx).output_dir, "metrics.jsonl")
@@ -80,9 +83,7 @@ def completion_lengths(run_dir: RunDir) -> dict[str, list[int]]:
 
 
 def _teacher_tokens(run_dir: RunDir) -> int:
-    dataset = DeltaTable(run_dir.completions_uri).to_pyarrow_dataset()
-    batches = dataset.to_batches(columns=["num_completion_tokens"])
-    return sum(sum(batch.column(0).to_pylist()) for batch in batches)
+    return sum(completion for _, completion in read_tokens_by_teacher(run_dir.completions_uri).values())
 
 
 def summary_lines(report: dict[str, Any]) -> list[str]:

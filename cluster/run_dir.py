@@ -6,6 +6,7 @@ its record is there; a directory belongs to one configuration, and is refused to
 
 import json
 import os
+import tomllib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ from configs.load import dump_run_config, parse_run_config
 from configs.schema import RunConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+PHASES = ("make_teacher", "plan", "generate", "seal", "hand_over", "train", "evaluate", "export")
+
+
+def program_version() -> str:
+    """Name and version of this program, as rows and releases have it."""
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return f"{project['name']} {project['version']}"
 
 
 class RunDir:

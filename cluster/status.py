@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from cluster.progress import render_line
-from cluster.run_dir import RunDir
+from cluster.run_dir import PHASES, RunDir
 from configs.errors import UserError
 from configs.schema import RunConfig
 
@@ -55,8 +55,6 @@ def is_running(run_dir: RunDir) -> bool:
 
 
 def _phase_seconds(run_dir: RunDir) -> dict[str, float]:
-    from cluster.report import PHASES
-
     records = {phase: run_dir.phase_record(phase) for phase in PHASES}
     return {phase: record["seconds"] for phase, record in records.items() if record is not None}
 

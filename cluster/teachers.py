@@ -10,7 +10,7 @@ from cluster.gateway import build_ingress
 from cluster.models import TeacherSource, teacher_source
 from cluster.session import LOOPBACK
 from cluster.terms_sources import local_directory
-from configs.schema import EngineKind, RunConfig
+from configs.schema import Device, EngineKind, RunConfig
 from configs.terms.policy import Distribution
 from configs.terms.texts import decided_texts
 from services.binding import Binding
@@ -104,11 +104,10 @@ def stop_teachers(config: RunConfig, teachers: list[str]) -> None:
 
 
 def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "TeacherApp":
-    session, config = ctx.session, ctx.config  # before Ray is imported: the session sets what Ray reads then
+    config, device = ctx.config, teacher_device(ctx, name)  # before Ray is imported: it starts the session
     from services.deployment import TeacherApp
 
     teacher, source = config.pool[name], teacher_source(config, ctx.run_dir, name)
-    device = session.device(teacher.engine.device, teacher.accelerator_type)
     return TeacherApp(
         name=app_name(config, name),
         served_name=config.name,
@@ -118,6 +117,12 @@ def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "Teac
         kind=kind or engine_kind(teacher.engine, device),
         binding=bind_teacher(config, source),
     )
+
+
+def teacher_device(ctx: RunContext, name: str) -> Device:
+    """What a teacher's replicas compute on, on the run's cluster."""
+    teacher = ctx.config.pool[name]
+    return ctx.session.device(teacher.engine.device, teacher.accelerator_type)
 
 
 def bind_teacher(config: RunConfig, source: TeacherSource) -> Binding:

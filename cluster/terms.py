@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.admission import Admission, admit
-from cluster.terms_sources import find_sources, license_texts, local_directory, with_family
+from cluster.terms_sources import find_sources, local_directory, with_family
 from configs.errors import UserError
+from configs.repository import COMMIT_LENGTH, is_commit
 from configs.schema import RunConfig
 from configs.terms.decision import KINDS, evaluate
 from configs.terms.policy import Distribution, ObligationType, Policy, load_policy
 from configs.terms.recipe import SourceTerms
 from configs.terms.records import Decision, Finding, Source
-
-COMMIT_LENGTH = 40  # hex digits of a Git commit, which is what a pinned revision is
+from configs.terms.texts import license_texts
 
 
 def decide(config: RunConfig, recorded: tuple[Source, ...] = ()) -> Decision:
@@ -138,8 +138,7 @@ def _check_pinned(config: RunConfig) -> None:
     if distribution is Distribution.NONE:
         return
     for key, model, revision, _ in _models(config):
-        pinned = revision is not None and len(revision) == COMMIT_LENGTH and set(revision) <= set("0123456789abcdef")
-        if not pinned and not Path(model).expanduser().is_dir():
+        if not is_commit(revision) and not Path(model).expanduser().is_dir():
             raise UserError(
                 f"{key}.revision must be a commit ({COMMIT_LENGTH} hex digits) where others get the student "
                 f"(terms.party.distribution={distribution}), and {model} has {revision!r}; licences change with "

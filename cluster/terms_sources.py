@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from configs.repository import is_repository
 from configs.schema import RunConfig
 from configs.terms.decision import KINDS
 from configs.terms.naming import Card, name_license, read_card
 from configs.terms.policy import Policy
 from configs.terms.recipe import Party, SourceTerms
 from configs.terms.records import Role, Source, Statement
-from configs.terms.texts import license_texts as license_texts
+from configs.terms.texts import license_texts
 
 HOME_MADE, ADDITION = "the home-made teacher", "prompts.addition"
 DATA_PREFIX = "hf://datasets/"
@@ -41,7 +42,7 @@ def local_directory(model: str, revision: str | None) -> Path | None:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+    if not is_repository(model):
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -333,6 +333,11 @@ class EngineConfig(Section):
     extra: dict[str, Any] = Field(default_factory=dict)
     """Any further vLLM engine argument, such as ``max_num_batched_tokens`` or ``kv_cache_dtype``."""
 
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that one replica takes where it computes on any."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if taken := sorted(self.extra.keys() & type(self).model_fields.keys()):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.repository import COMMIT_LENGTH, is_commit, is_repository
 from configs.terms.texts import CARD, LICENSE_FILES, decided_texts
-
-COMMIT_LENGTH = 40  # hex digits of a Git commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ def check_binding(binding: Binding) -> None:
     local = Path(binding.model).expanduser()
     if local.is_dir():
         _check_texts(binding, local, complete=True)
-    elif _is_repository(binding.model):
+    elif is_repository(binding.model):
         _check_revision(binding)
         snapshot = _fetch_texts(binding)
         if is_commit(binding.revision) and snapshot.name != binding.revision:
@@ -42,11 +41,6 @@ def check_binding(binding: Binding) -> None:
                 "take that revision out of the cache, or name the commit that is there"
             )
         _check_texts(binding, snapshot, complete=False)
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a commit, which cannot change."""
-    return revision is not None and len(revision) == COMMIT_LENGTH and set(revision) <= set("0123456789abcdef")
 
 
 def _check_revision(binding: Binding) -> None:
@@ -70,10 +64,6 @@ def _check_texts(binding: Binding, directory: Path, *, complete: bool) -> None:
             f"{directory / name} has sha256 {found.get(name, 'of no file')}, and the licence of {binding.model} was "
             f"decided on with {decided.get(name, 'no such file')}; read it, and run the command again to decide anew"
         )
-
-
-def _is_repository(model: str) -> bool:
-    return model.count("/") == 1 and "://" not in model and not model.startswith((".", "/", "~"))
 
 
 def _fetch_texts(binding: Binding) -> Path:

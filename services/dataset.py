@@ -93,6 +93,19 @@ def read_rows_by_teacher(uri: str) -> dict[str, dict[str, int]]:
     return counts
 
 
+def read_tokens_by_teacher(uri: str) -> dict[str, tuple[int, int]]:
+    """Prompt and completion tokens of each teacher, of all rows whatever became of them, batch by batch."""
+    prompts, completions = Counter[str](), Counter[str]()
+    columns = ["teacher", "num_prompt_tokens", "num_completion_tokens"]
+    sums = [("num_prompt_tokens", "sum"), ("num_completion_tokens", "sum")]
+    for batch in DeltaTable(uri).to_pyarrow_dataset().to_batches(columns=columns):
+        for group in pa.Table.from_batches([batch]).group_by("teacher").aggregate(sums).to_pylist():
+            teacher = group["teacher"] or ONLY_TEACHER
+            prompts[teacher] += group["num_prompt_tokens_sum"]
+            completions[teacher] += group["num_completion_tokens_sum"]
+    return {teacher: (prompts[teacher], completions[teacher]) for teacher in prompts}
+
+
 def count_rows(file: ShardFile) -> dict[str, int]:
     """How many rows of a committed shard ended in each state, from the log's statistics alone."""
     ledger = _count([file], 0)

@@ -12,16 +12,15 @@ from cluster.bom import cyclonedx_bom
 from cluster.bom_spdx import spdx_bom
 from cluster.cards import dataset_card, eu_training_content, model_card
 from cluster.context import RunContext
-from cluster.cost import build_cost
 from cluster.phases.train import student_job
 from cluster.release import write_release
-from cluster.release_facts import ReleaseFacts, derive_data_license, derive_student_license, program_version
+from cluster.release_facts import ReleaseFacts, derive_data_license, derive_student_license
 from cluster.release_manifest import describe_file, list_files, write_manifest
-from cluster.report import build_report
+from cluster.report import build_costed_report
+from cluster.run_dir import program_version
 from cluster.terms import gate_release, student_name
 from configs.errors import UserError
 from configs.load import dump_run_config
-from configs.prices import load_prices
 from configs.terms.policy import load_policy
 from configs.terms.records import Decision
 from training.output import load_result
@@ -58,7 +57,7 @@ def export(ctx: RunContext) -> dict[str, Any]:
 
 
 def _gather_facts(ctx: RunContext, decision: Decision, fingerprint: str) -> ReleaseFacts:
-    policy, report = load_policy(), build_report(ctx.run_dir, ctx.config.name)
+    policy = load_policy()
     return ReleaseFacts(
         name=student_name(ctx.config),
         version=fingerprint[:12],
@@ -66,7 +65,7 @@ def _gather_facts(ctx: RunContext, decision: Decision, fingerprint: str) -> Rele
         config=ctx.config,
         decision=decision,
         manifest=ctx.run_dir.read_json("manifest.json"),
-        report={**report, "cost": build_cost(ctx, report, load_prices())},
+        report=build_costed_report(ctx),
         student_license=derive_student_license(decision, ctx.config.terms.student_license, policy),
         data_license=derive_data_license(decision, policy),
         created=datetime.now(UTC).replace(microsecond=0),

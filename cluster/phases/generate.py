@@ -17,6 +17,7 @@ from cluster.teachers import (
     read_engine,
     start_teachers,
     stop_teachers,
+    teacher_device,
     wait_for_teacher,
 )
 from cluster.terms import decide
@@ -110,10 +111,7 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
     ledger = read_ledger(ctx.run_dir.completions_uri, planned_rows(ctx).num_rows)
     _show_ledger(ctx, ledger.to_dict())
     engine = engines.get(ctx.config.main_teacher) or next(iter(engines.values()), None)
-    teachers = {name: ctx.config.pool[name] for name in tasks}
-    devices = {
-        name: ctx.session.device(each.engine.device, each.accelerator_type).value for name, each in teachers.items()
-    }
+    devices = {name: teacher_device(ctx, name).value for name in tasks}
     return {"ledger": ledger.to_dict(), "engine": engine, "engines": engines, "devices": devices}
 
 
@@ -151,9 +149,9 @@ def _stream(
 
 
 def _trace(ctx: RunContext, tables: dict[str, TableJob], name: str, decision: Decision) -> dict[str, TableJob]:
-    teacher = ctx.config.pool[name]
-    device = ctx.session.device(teacher.engine.device, teacher.accelerator_type)
-    return trace_tables(ctx.config, tables, name, decision, engine_kind(teacher.engine, device), device)
+    device = teacher_device(ctx, name)
+    kind = engine_kind(ctx.config.pool[name].engine, device)
+    return trace_tables(ctx.config, tables, name, decision, kind, device)
 
 
 def _show_summaries(

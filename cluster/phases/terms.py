@@ -4,7 +4,6 @@ from cluster.context import RunContext
 from cluster.estimate import check_capacity
 from cluster.preflight import check_sources
 from cluster.terms import gate_plan
-from configs.prices import load_prices
 from configs.terms.records import Decision
 
 
@@ -12,7 +11,7 @@ def check_terms(ctx: RunContext) -> Decision:
     """Refuse what licences and terms do not allow; takes part of a second, so it is done by every command."""
     check_sources(ctx.config)
     decision = gate_plan(ctx.config)
-    check_capacity(ctx.config, load_prices(ctx.config.cluster.prices))
+    check_capacity(ctx.config, ctx.prices)
     if ctx.run_dir.phase_record("plan") is None:
         ctx.progress.say(
             f"terms: {decision.verdict.value.replace('_', ' ')} by policy {decision.policy_version}, "

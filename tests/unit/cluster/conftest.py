@@ -1,4 +1,7 @@
-"""What several tests of manifests look at."""
+"""What several tests look at, or give back."""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,3 +12,11 @@ from tests.unit.cluster.manifests import APPLIED, documents_of
 @pytest.fixture(params=APPLIED)
 def documents(request: pytest.FixtureRequest) -> list[Document]:
     return documents_of(request.param)
+
+
+@pytest.fixture
+def sigterm_handler() -> Iterator[None]:
+    """The program takes SIGTERM for itself; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

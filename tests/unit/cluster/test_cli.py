@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from cluster.cli import run_command
 from tests.unit.cluster.runs import make_finished_run
 from tests.unit.configs.trees import TREE, put
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("sigterm_handler")]
 
 COMMANDS = (
     "run",
@@ -27,14 +26,6 @@ COMMANDS = (
     "doctor",
     "submit",
 )
-
-
-@pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
-    """The program takes SIGTERM for itself; give it back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from cluster.context import RunContext
 from cluster.cost import build_cost, compare, find_usage
 from cluster.cost_words import cost_lines
 from cluster.progress import Progress
-from cluster.report import build_report
+from cluster.report import build_costed_report, build_report
 from cluster.weights import Weights, count_weights
 from configs.prices import PriceTable, load_prices
 from tests.unit.cluster.releases import BODY, HEAD, make_student, make_weights
@@ -77,6 +77,17 @@ def test_cost_counts_tokens_operations_seconds_and_dollars(ctx: RunContext) -> N
     assert cost["from_scratch"]["student_ratio"] == pytest.approx((generate + train) / scratch)
     assert json.loads(json.dumps(cost)) == cost
     assert len(cost_lines(cost)) == 3
+
+
+def test_report_costs_by_the_prices_that_the_recipe_names(ctx: RunContext, tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text(priced(cpu_core=3.6).model_dump_json())
+    cluster = ctx.config.cluster.model_copy(update={"prices": str(path)})
+    config = ctx.config.model_copy(update={"cluster": cluster})
+    with RunContext(config, ctx.run_dir, ctx.progress) as priced_by_recipe:
+        report = build_costed_report(priced_by_recipe)
+    assert report["cost"]["prices"]["cpu_core"]["usd_per_hour"] == 3.6
+    assert report["cost"]["usd"] == build_cost(ctx, report, priced(cpu_core=3.6))["usd"]
 
 
 def test_cost_of_weights_that_are_elsewhere_is_not_guessed(ctx: RunContext, tmp_path: Path) -> None:

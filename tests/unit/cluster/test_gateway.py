@@ -1,8 +1,6 @@
 """The command line of the gateway: keys are shown once, and the log's verdict is an exit status."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,7 @@ from services.gateway.keys import KeyFile
 from tests.unit.configs.trees import TREE, put
 from tests.unit.services.gateway.gateway import GatewayConfig, make_spec, visit
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
-    """The program takes SIGTERM for itself; give it back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("sigterm_handler")]
 
 
 @pytest.fixture
