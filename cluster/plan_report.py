@@ -72,7 +72,7 @@ def _estimate_lines(
     lines += [f"expected  {_phase(each)}" for each in phases]
     if phases:
         total_s, usd = sum(each.seconds for each in phases), sum(each.usd for each in phases)
-        lines.append(f"expected  {total_s / 3600:,.2f} hours and ${usd:,.2f} together, which the first rows correct")
+        lines.append(f"expected  {total_s / 3600:,.2f} hours and ${usd:,.2f} together")
     lines += [f"assumed   {line}" for line in assumptions(config.cluster.prices)]
     return lines
 
