@@ -4,12 +4,13 @@ An exclusion is a set of columns with their values, such as the lineage of a tea
 without one of its columns, as a job derives them, hold no such row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 Exclusions = tuple[dict[str, str | None], ...]
 
@@ -26,6 +27,15 @@ def find_excluded(batch: pa.RecordBatch | pa.Table, excluded: Exclusions) -> npt
         if set(each) <= set(batch.schema.names):
             is_excluded |= np.logical_and.reduce([_has(batch.column(name), value) for name, value in each.items()])
     return is_excluded
+
+
+def iterate_kept(
+    file: pq.ParquetFile, columns: list[str], excluded: Exclusions, batch_size: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the wanted ``columns`` of a file's rows that are not excluded, at most ``batch_size`` at a time."""
+    lineage = exclusion_columns(excluded, file.schema_arrow.names)
+    for batch in file.iter_batches(batch_size=batch_size, columns=[*columns, *lineage]):
+        yield batch.filter(pa.array(~find_excluded(batch, excluded))).select(columns)
 
 
 def _has(column: pa.Array | pa.ChunkedArray, value: str | None) -> npt.NDArray[np.bool_]:

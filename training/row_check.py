@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +17,7 @@ from configs.table import RowStatus
 from training import storage
 from training.corpus import check_file
 from training.job import DataFile, TrainJob, Transfer
-from training.quarantine import Exclusions, exclusion_columns, find_excluded
+from training.quarantine import Exclusions, iterate_kept
 from training.tokenise import as_messages, encode_prompt, render_prompt, tokenise_rows
 
 _COLUMNS = (
@@ -94,10 +93,8 @@ def _accepted_rows(file: DataFile, excluded: Exclusions) -> Iterator[dict[str, A
     with fs.open(path, "rb") as handle:
         parquet = pq.ParquetFile(handle)
         columns = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
-        lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[*columns, *lineage]):
-            kept = batch.filter(pa.array(~find_excluded(batch, excluded))).select(columns)
-            yield from (row for row in kept.to_pylist() if row["status"] == RowStatus.ACCEPTED)
+        for batch in iterate_kept(parquet, columns, excluded, _BATCH_ROWS):
+            yield from (row for row in batch.to_pylist() if row["status"] == RowStatus.ACCEPTED)
 
 
 def find_problem(

@@ -20,7 +20,7 @@ from training import storage
 from training.corpus import check_file, sha256_of
 from training.job import DataFile, TrainJob, Transfer
 from training.parallel import World
-from training.quarantine import Exclusions, exclusion_columns, find_excluded
+from training.quarantine import Exclusions, iterate_kept
 
 _SCHEMA = pa.schema(
     [
@@ -128,10 +128,8 @@ def _read_batches(file: DataFile, wanted: list[str], excluded: Exclusions) -> It
         parquet = pq.ParquetFile(handle)
         columns = [name for name in wanted if name in parquet.schema_arrow.names]
         absent = dict.fromkeys(set(wanted) - set(columns))
-        lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[*columns, *lineage]):
-            kept = batch.filter(pa.array(~find_excluded(batch, excluded))).select(columns)
-            yield [{**row, **absent} for row in kept.to_pylist()]
+        for batch in iterate_kept(parquet, columns, excluded, _BATCH_ROWS):
+            yield [{**row, **absent} for row in batch.to_pylist()]
 
 
 def tokenise_rows(

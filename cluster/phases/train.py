@@ -21,8 +21,9 @@ from configs.terms.policy import load_policy
 from services.verifiers import final_answer
 from training.job import DataFile, TrainJob, Transfer
 from training.output import load_result
-from training.quarantine import Exclusions, exclusion_columns, find_excluded
+from training.quarantine import Exclusions, iterate_kept
 
+BATCH_ROWS = 1024  # of a shard, read at a time
 CONTROL_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -126,10 +127,8 @@ def _write_answers(ctx: RunContext) -> DataFile:
     with fsspec.open(path, "wb") as target, pq.ParquetWriter(target, CONTROL_SCHEMA) as writer:
         for file in manifest["files"]:
             with fsspec.open(ctx.run_dir.uri("completions", file["path"]), "rb") as source:
-                parquet = pq.ParquetFile(source)
-                lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
-                table = parquet.read(columns=[*columns, *lineage])
-            rows = table.filter(pa.array(~find_excluded(table, excluded))).select(columns).to_pylist()
+                batches = iterate_kept(pq.ParquetFile(source), columns, excluded, BATCH_ROWS)
+                rows = [row for batch in batches for row in batch.to_pylist()]
             answers = [_answer_only(ctx, row, tokenizer) for row in rows if row["status"] == RowStatus.ACCEPTED]
             writer.write_table(pa.Table.from_pylist(answers, schema=CONTROL_SCHEMA))
             num_rows += len(answers)
