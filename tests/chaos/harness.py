@@ -254,12 +254,14 @@ def watch(look: Callable[[], int], is_over: Callable[[], bool], timeout_s: float
     """What is seen from now until something is over, each change once."""
     give_up_at = time.monotonic() + timeout_s
     seen = [look()]
-    while not is_over():
-        assert time.monotonic() < give_up_at, f"not over after {timeout_s:.0f} s: {seen}"
-        time.sleep(POLL_S)
+    while True:
+        over = is_over()  # before the look, so that what ended it is seen as well
         if (now := look()) != seen[-1]:
             seen.append(now)
-    return seen
+        if over:
+            return seen
+        assert time.monotonic() < give_up_at, f"not over after {timeout_s:.0f} s: {seen}"
+        time.sleep(POLL_S)
 
 
 def read_completions(job: DriverJob) -> list[dict[str, Any]]:
