@@ -240,9 +240,13 @@ def _end_processes(started: set[psutil.Process], deadline_s: float) -> None:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill them with all that they have started; a raylet starts its agents again for as long as it can."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
+            process.suspend()
+            children = process.children(recursive=True)
             process.kill()
+            _kill(children)
 
 
 def _keep_logs(temp_dir: Path, run_dir: RunDir) -> None:
