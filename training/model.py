@@ -28,21 +28,36 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
 
 
 def build_model(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the student in float32 on the CPU, the same on every rank.
+    """Return the student in float32 on the CPU, set up as `load_model` and `set_computation` do."""
+    model = load_model(job, tokenizer)
+    set_computation(model, job)
+    return model
+
+
+def load_model(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the student's weights in float32 on the CPU, the same on every rank.
 
     UserError names the key when the checkpoint is missing, when its context is shorter than
     ``training.sequence_length`` or its vocabulary smaller than the tokenizer's.
     """
     if (job.model is None) == (job.init is None):
         raise UserError("set exactly one of student.model (weights to start from) and student.init (random weights)")
-    model = _load_model(job) if job.model is not None else _initialise_model(job, tokenizer)
+    model = _read_model(job) if job.model is not None else _initialise_model(job, tokenizer)
     _check_model(model, job, tokenizer)
-    if has_softcap := getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    if _has_softcap(model):
         model.set_attn_implementation(Attention.EAGER)  # sdpa, transformers' own choice, would leave the cap out
     _probe_packing(model)
-    _set_attention(model, job, has_softcap)
-    _set_recomputation(model, job.training.activation_checkpointing)
     return model
+
+
+def set_computation(model: PreTrainedModel, job: TrainJob) -> None:
+    """Choose how the student attends and what it computes twice; UserError where the student cannot."""
+    _set_attention(model, job)
+    _set_recomputation(model, job.training.activation_checkpointing)
+
+
+def _has_softcap(model: PreTrainedModel) -> bool:
+    return getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def _set_recomputation(model: PreTrainedModel, policy: str) -> None:
@@ -61,7 +76,7 @@ def find_decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def _load_model(job: TrainJob) -> PreTrainedModel:
+def _read_model(job: TrainJob) -> PreTrainedModel:
     assert job.model is not None
     _check_directory(job.model, "model")
     try:
@@ -154,14 +169,14 @@ def _probe_packing(model: PreTrainedModel) -> None:
         )
 
 
-def _set_attention(model: PreTrainedModel, job: TrainJob, has_softcap: bool) -> None:
+def _set_attention(model: PreTrainedModel, job: TrainJob) -> None:
     """Set the attention of training, which ``auto`` leaves as it is on a CPU."""
     chosen, is_gpu = job.training.attention, job.device is JobDevice.GPU
     if chosen is Attention.AUTO:
         if is_gpu and model._supports_flex_attn:
             model.set_attn_implementation(Attention.FLEX)
         return
-    if chosen is Attention.SDPA and has_softcap:
+    if chosen is Attention.SDPA and _has_softcap(model):
         raise UserError("training.attention=sdpa would leave out the student's attention soft cap; set it to auto")
     if chosen is Attention.FLEX and not is_gpu:
         raise UserError("training.attention=flex_attention needs student.device=gpu; set training.attention=auto")

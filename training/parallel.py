@@ -3,6 +3,7 @@
 One process without torch.distributed, `torchrun` and Ray Train workers all look the same through `World`.
 """
 
+import ctypes
 import datetime
 import os
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ _MIN_GROUP_PARAMETERS = 1_000_000
 
 # Rank 0 may tokenise or upload for long while the others wait in a collective.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
+
+# Of malloc.h, and the bytes from which a block counts as large. A threshold that was set no longer grows with what is
+# freed, as glibc's own does, up to 32 MiB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,22 @@ def joined_world(device: JobDevice) -> Iterator[World]:
         dist.init_process_group(_backend(device), timeout=_COLLECTIVE_TIMEOUT)
     try:
         if has_group or under_torchrun:
+            if device is JobDevice.CPU and dist.get_world_size() > 1:
+                _return_freed_memory()
             yield World(dist.get_rank(), dist.get_world_size(), torch_device)
         else:
             yield World(0, 1, torch_device)
     finally:
         if not has_group and dist.is_initialized():  # by torchrun's variables above, or by `shard_model` alone
             dist.destroy_process_group()
+
+
+def _return_freed_memory() -> None:
+    """Have glibc return large blocks when they are freed; it would keep most of what FSDP2 gathers and frees."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # neither in musl nor in macOS
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
 def _backend(device: JobDevice) -> str:
@@ -116,9 +132,10 @@ def shard_model(model: torch.nn.Module, layers: list[torch.nn.Module], config: T
     is gathered stays within a node and only gradients leave it. UserError when it does not divide the world.
 
     Parameters stay float32; with dtype bfloat16 they are gathered and used in bfloat16 and gradients are reduced in
-    float32. One process in float32 needs none of it and is left as it is.
+    float32. One process in float32 needs none of it and is left as it is. A model without weights stays without.
     """
-    model.to(world.device)
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        model.to(world.device)
     is_bfloat16 = config.dtype is TrainingDtype.BFLOAT16
     if world.size > 1 or is_bfloat16:
         if not dist.is_initialized():

@@ -10,14 +10,15 @@ from transformers.utils.logging import disable_progress_bar
 from training.corpus import Corpus, load_corpus
 from training.job import TrainJob, Transfer
 from training.liger import check_loss_kernel
-from training.lora import add_adapters, quantize_base
+from training.lora import add_adapters, is_quantized, quantize_base
 from training.loss import StudentWithLoss
-from training.model import build_model, find_decoder_layers, load_tokenizer
+from training.model import find_decoder_layers, load_model, load_tokenizer, set_computation
 from training.parallel import World, shard_model
 from training.plan import EpochPlan, plan_epoch, plan_evaluation
 from training.row_check import check_rows
 from training.schedule import build_optimizer
 from training.tokenise import tokenise_files, write_reference_rows
+from training.weights import fill_weights, without_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,7 @@ def prepare(job: TrainJob, world: World) -> Setup:
         files += write_reference_rows(job, tokenizer, world)
     corpus = load_corpus(files, job.training, world, job.excluded)
     first_epoch = plan_epoch(corpus, job.training, 0)
-    with world.agreement():
-        model = build_model(job, tokenizer)
-        quantize_base(model, job, world.device)
-        add_adapters(model, job)
-    student = StudentWithLoss(model, job.training.objective, job.training.loss_kernel)
-    shard_model(student, find_decoder_layers(model), job.training, world)
+    student = _build_student(job, tokenizer, world)
     student.train()
     return Setup(
         job=job,
@@ -73,6 +69,33 @@ def prepare(job: TrainJob, world: World) -> Setup:
         optimizer=build_optimizer(student, job.training.optimizer),
         num_steps=_count_steps(corpus, first_epoch, job),
     )
+
+
+def _build_student(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: World) -> StudentWithLoss:
+    """Return the student, spread over the world. Rank 0 loads it, the others get their parts of its weights alone.
+
+    Each rank loads it for itself where its weights are packed in 4 bits, which FSDP2 cannot spread, and where its code
+    is its repository's own, which only the rank that loads it can import.
+    """
+    is_loaded_by_all = world.size == 1 or is_quantized(job) or job.trust_remote_code
+    model = None
+    with world.agreement():
+        if world.rank == 0 or is_loaded_by_all:
+            model = load_model(job, tokenizer)
+    if not is_loaded_by_all:
+        empty = world.broadcast(None if model is None else without_weights(model))
+        model = model or empty
+    assert model is not None
+    with world.agreement():
+        set_computation(model, job)
+        quantize_base(model, job, world.device)
+        add_adapters(model, job)
+    whole = StudentWithLoss(model, job.training.objective, job.training.loss_kernel)
+    student = whole if is_loaded_by_all else without_weights(whole)
+    shard_model(student, find_decoder_layers(student.model), job.training, world)
+    if student is not whole:
+        fill_weights(student, whole, world)
+    return student
 
 
 def _count_steps(corpus: Corpus, first_epoch: EpochPlan, job: TrainJob) -> int:
