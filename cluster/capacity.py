@@ -56,13 +56,24 @@ class StudentFit:
 
 def fit_teacher(shape: ModelShape, engine: EngineConfig, length: int, memory_gib: float) -> TeacherFit:
     """Memory of each of a replica's GPUs, at sequences of ``length`` tokens (prompt and completion)."""
-    weights_gib = shape.weights * weight_bytes(shape, engine) / engine.gpus_per_replica / GIB
+    weights_gib = teacher_weight_bytes(shape, engine) / GIB
     cache_gib = memory_gib * engine.gpu_memory_utilization - weights_gib - ENGINE_OVERHEAD_GIB
-    cache_bytes = 1.0 if "fp8" in str(engine.extra.get("kv_cache_dtype", "")) else 2.0
+    per_sequence_gib = sequence_cache_bytes(shape, engine, length) / GIB
+    return TeacherFit(weights_gib, max(0.0, cache_gib), max(0, int(cache_gib / per_sequence_gib)))
+
+
+def teacher_weight_bytes(shape: ModelShape, engine: EngineConfig) -> float:
+    """Weights on each of a replica's GPUs (bytes)."""
+    return shape.weights * weight_bytes(shape, engine) / engine.gpus_per_replica
+
+
+def sequence_cache_bytes(shape: ModelShape, engine: EngineConfig, length: float) -> float:
+    """Keys and values of one sequence on each of a replica's GPUs (bytes), in the engine's dtype or the one named."""
+    asked = str(engine.extra.get("kv_cache_dtype", "auto"))
+    each = 1.0 if "fp8" in asked else BYTES_BY_DTYPE.get(engine.dtype if asked == "auto" else asked, 2.0)
     # Heads that are fewer than GPUs are kept by several of them.
     shared = engine.pipeline_parallel_size * min(engine.tensor_parallel_size, shape.kv_heads)
-    per_sequence_gib = length * shape.cache_bytes_per_token(cache_bytes) / shared / GIB
-    return TeacherFit(weights_gib, max(0.0, cache_gib), max(0, int(cache_gib / per_sequence_gib)))
+    return length * shape.cache_bytes_per_token(each) / shared
 
 
 def weight_bytes(shape: ModelShape, engine: EngineConfig) -> float:
@@ -126,7 +137,9 @@ def decode_tokens_per_s(shape: ModelShape, engine: EngineConfig, price: Price, d
     A step reads every weight once and every sequence's cache, and multiplies the active weights for each sequence.
     """
     sequences = engine.max_num_seqs
-    read = shape.weights * weight_bytes(shape, engine) + sequences * length * shape.cache_bytes_per_token()
+    read = engine.gpus_per_replica * (
+        teacher_weight_bytes(shape, engine) + sequences * sequence_cache_bytes(shape, engine, length)
+    )
     bandwidth = price.bandwidth_gb_per_s * 1e9 * devices * BANDWIDTH_USE
     flops = 2.0 * shape.active_weights * sequences
     step_s = max(read / bandwidth, flops / (price.bf16_flops * devices * DECODE_USE)) + STEP_OVERHEAD_S

@@ -55,15 +55,26 @@ def run(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
 
 
 @app.command
-def plan(recipe: Recipe, *overrides: Overrides, debug: Debug = False) -> int:
+def plan(recipe: Recipe, *overrides: Overrides, calibrate: bool = False, debug: Debug = False) -> int:
     """Check a recipe and say what a run of it would do; starts and writes nothing.
 
     Example: `stillhouse plan configs/recipes/qwen3-32b-to-1.7b.yaml`
+
+    Parameters
+    ----------
+    calibrate
+        First do the run in miniature, on the real engine and trainer, and go by what it took. The result is kept beside
+        the run directories, for this and later plans and runs.
     """
     from cluster.plan_report import print_plan
     from configs.load import load_run_config
 
-    print_plan(load_run_config(recipe, overrides))
+    config = load_run_config(recipe, overrides)
+    if calibrate:
+        from cluster.calibrate import calibrate as measure
+
+        measure(config)
+    print_plan(config)
     return 0
 
 

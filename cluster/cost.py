@@ -6,7 +6,7 @@ is not known is null, and `assumptions` says what was taken for granted.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from upath import UPath
@@ -16,9 +16,10 @@ from cluster.models import made_teacher_dir, teacher_source
 from cluster.phases.train import control_job, student_job
 from cluster.run_dir import PHASES
 from cluster.terms_sources import local_directory
+from cluster.usage import Usage, find_usage, sum_usd
 from cluster.weights import Weights, count_weights
-from configs.prices import CPU_CORE, PriceTable
-from configs.schema import Device, RunConfig, TrainingConfig
+from configs.prices import PriceTable
+from configs.schema import RunConfig
 from services.dataset import read_tokens_by_teacher
 from training import storage
 from training.job import TrainJob
@@ -27,23 +28,6 @@ from training.output import load_result
 FORWARD, BACKWARD = 2, 4  # operations for each weight and token
 FROZEN = 2  # of the backward pass through a weight that is not trained (LoRA)
 TOKENS_PER_WEIGHT = 20  # Hoffmann et al. 2022, 2203.15556: how long a model is trained from scratch at the best price
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one phase held of one pool: ``count`` devices for ``seconds``.
-
-    Example: ``Usage("generate", "teacher", "H100", 8, 3600.0, 28800.0, 24.0)``
-    """
-
-    phase: str
-    pool: str
-    device: str | None
-    """Accelerator type, or ``cpu_core``; None for a GPU of unknown type."""
-    count: int
-    seconds: float
-    device_seconds: float
-    usd: float | None
 
 
 def build_cost(ctx: RunContext, report: dict[str, Any], prices: PriceTable) -> dict[str, Any]:
@@ -57,8 +41,7 @@ def build_cost(ctx: RunContext, report: dict[str, Any], prices: PriceTable) -> d
     flops = count_flops(ctx.config, tokens, weights)
     done = {phase: record for phase, record in records.items() if record}
     usage = [use for phase, record in done.items() for use in find_usage(ctx.config, phase, record, device, prices)]
-    dollars = [use.usd for use in usage]
-    usd = None if None in dollars else sum(each for each in dollars if each is not None)
+    usd = sum_usd(usage)
     gap = report["gap_closed"]
     return {
         "tokens": tokens,
@@ -101,46 +84,6 @@ def count_flops(
     return {**flops, "total": None if None in distilled else sum(each for each in distilled if each is not None)}
 
 
-def find_usage(
-    config: RunConfig, phase: str, record: dict[str, Any], student_device: str | None, prices: PriceTable
-) -> list[Usage]:
-    """Who held what in a phase, for the seconds that it recorded; the program itself counts as one core."""
-    uses, seconds = [], record["seconds"]
-
-    def use(pool: str, device: str | None, count: int) -> None:
-        price = prices.root.get(device) if device else None
-        used = round(count * seconds, 3)
-        uses.append(Usage(phase, pool, device, count, seconds, used, used * price.usd_per_second if price else None))
-
-    make = config.pool[config.main_teacher].make
-    match phase:
-        case "make_teacher" if make is not None:
-            use("teacher", CPU_CORE, _cores(make.training))
-        case "generate":
-            for name, device in record.get("devices", {}).items():
-                teacher = config.pool[name]
-                if device == Device.GPU:
-                    kind, size = teacher.accelerator_type, teacher.engine.gpus_per_replica
-                else:
-                    kind, size = CPU_CORE, teacher.engine.threads
-                use(f"teacher.{name}", kind, size * teacher.max_replicas)
-        case "train" | "evaluate":
-            on_gpu = student_device == Device.GPU
-            count = config.training.max_workers if on_gpu else _cores(config.training)
-            if phase == "evaluate":
-                count = len(record["jobs"])  # a task for each student, of one device
-            use("student", student_accelerator(config) if on_gpu else CPU_CORE, count)
-        case _:
-            use("program", CPU_CORE, 1)
-    return uses
-
-
-def student_accelerator(config: RunConfig) -> str | None:
-    """The type of the student's GPUs: the one that teachers name, as the student takes over what they give back."""
-    types = {teacher.accelerator_type for teacher in config.pool.values()}
-    return types.pop() if len(types) == 1 else None
-
-
 def compare(
     report: dict[str, Any], flops: dict[str, float | None], weights: dict[str, Weights | None]
 ) -> dict[str, Any]:
@@ -181,10 +124,6 @@ def _scratch(weights: Weights | None) -> float | None:
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
-
-
-def _cores(training: TrainingConfig) -> int:
-    return training.max_workers * training.threads_per_worker
 
 
 def _table_tokens(ctx: RunContext) -> dict[str, int]:

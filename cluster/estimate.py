@@ -1,43 +1,17 @@
-"""What a recipe asks of a cluster, before anything is started: GPUs, memory, time and cost, by `cluster.capacity`.
+"""What a recipe asks of a cluster, before anything is started: GPUs and memory, by `cluster.capacity`.
 
-`check_capacity` refuses what cannot be; `estimate_phases` and `memory_lines` are what `stillhouse plan` shows.
+`check_capacity` refuses what cannot be; `memory_lines` are what `stillhouse plan` shows. Time and cost are
+`cluster.forecast`'s.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from cluster.capacity import (
-    BANDWIDTH_USE,
-    DECODE_USE,
-    PREFILL_USE,
-    TRAINING_USE,
-    StudentFit,
-    decode_tokens_per_s,
-    fit_student,
-    fit_teacher,
-    prefill_tokens_per_s,
-    training_tokens_per_s,
-)
+from cluster.capacity import StudentFit, fit_student, fit_teacher
 from cluster.model_shape import ModelShape, shape_of_init, shape_of_repository
+from cluster.usage import accelerator_types
 from configs.errors import UserError
-from configs.prices import CPU_CORE, Price, PriceTable
+from configs.prices import Price, PriceTable
 from configs.schema import Device, RunConfig, TeacherConfig
-
-EXPECTED_SHARE = 0.5  # of sampling.max_tokens
-CHARACTERS_PER_TOKEN = 4.0
-GPU_START_S, CPU_START_S = 180.0, 20.0  # from the demand to the first token or step, on nodes that are up
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseEstimate:
-    """Expected tokens, seconds and dollars of a phase on ``count`` devices of one type."""
-
-    phase: str
-    device: str
-    count: int
-    tokens: float
-    seconds: float
-    usd: float
 
 
 def check_capacity(config: RunConfig, prices: PriceTable, gpu_limit: int | None = None) -> None:
@@ -122,7 +96,7 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
     shape = student_shape(config)
     if shape is None or not student_uses_gpu(config):
         return
-    named = {name for each in config.pool.values() if (name := each.accelerator_type) in prices.accelerators and name}
+    named = accelerator_types(config) & prices.accelerators.keys()
     types = {name: prices.accelerators[name] for name in named} or prices.accelerators
     workers, fits = config.training.max_workers, _fit_types(config, shape, types)
     if not any(fit.fits for fit in fits.values()):
@@ -177,77 +151,3 @@ def _student_memory(config: RunConfig, prices: PriceTable) -> str:
         f"student: {fit.state_gib:.1f} GiB of state and {fit.activations_gib:.1f} GiB of activations in each of "
         f"{workers} workers; fits {found or 'none'}"
     )
-
-
-def estimate_phases(
-    config: RunConfig, prices: PriceTable, prompts: dict[str, int], mean_characters: float
-) -> list[PhaseEstimate]:
-    """Expected cost of generating and training; phases whose device or model is not known are left out.
-
-    ``prompts`` are those of each teacher by name, ``mean_characters`` the mean length of one.
-    """
-    is_made = any(each.make is not None for each in config.pool.values())
-    prompt_tokens = mean_characters / (1.0 if is_made else CHARACTERS_PER_TOKEN)
-    completion_tokens = EXPECTED_SHARE * config.sampling.max_tokens
-    found = [
-        _generate(config, name, prices, prompts.get(name, 0), prompt_tokens, completion_tokens) for name in config.pool
-    ]
-    rows = sum(prompts.values()) * config.sampling.n
-    found.append(_train(config, prices, rows * (prompt_tokens + completion_tokens)))
-    return [each for each in found if each is not None]
-
-
-def _device(accelerator_type: str | None, is_gpu: bool, prices: PriceTable) -> tuple[str, Price] | None:
-    if not is_gpu:
-        return CPU_CORE, prices.cpu_core
-    price = prices.find(accelerator_type or "")
-    return None if accelerator_type is None or price is None else (accelerator_type, price)
-
-
-def _generate(
-    config: RunConfig, name: str, prices: PriceTable, prompts: int, prompt_tokens: float, completion_tokens: float
-) -> PhaseEstimate | None:
-    teacher = config.pool[name]
-    engine, is_gpu, shape = teacher.engine, uses_gpu(teacher), teacher_shape(teacher)
-    device = _device(teacher.accelerator_type, is_gpu, prices)
-    if device is None or shape is None:
-        return None
-    each = engine.gpus_per_replica if is_gpu else engine.threads
-    asked, written = prompts * prompt_tokens, prompts * config.sampling.n * completion_tokens
-    length = prompt_tokens + completion_tokens / 2
-    work_s = asked / prefill_tokens_per_s(shape, device[1], each)
-    work_s += written / decode_tokens_per_s(shape, engine, device[1], each, length)
-    seconds = (GPU_START_S if is_gpu else CPU_START_S) + work_s / teacher.max_replicas
-    return _priced(f"generate, {name}", device, each * teacher.max_replicas, written, seconds)
-
-
-def _train(config: RunConfig, prices: PriceTable, row_tokens: float) -> PhaseEstimate | None:
-    training, shape, is_gpu = config.training, student_shape(config), student_uses_gpu(config)
-    named = next((each.accelerator_type for each in config.pool.values() if each.accelerator_type), None)
-    device = _device(named, is_gpu, prices)
-    if device is None or shape is None:
-        return None
-    tokens = row_tokens * training.epochs
-    if training.max_steps is not None and training.batch_sequences is not None:
-        tokens = float(training.max_steps * training.batch_sequences * training.sequence_length)
-    count = training.max_workers * (1 if is_gpu else training.threads_per_worker)
-    seconds = tokens / training_tokens_per_s(shape, training, device[1], count)
-    students = 2 if config.student.control else 1
-    seconds = (GPU_START_S if is_gpu else CPU_START_S) + students * seconds
-    return _priced("train", device, count, students * tokens, seconds)
-
-
-def _priced(phase: str, device: tuple[str, Price], count: int, tokens: float, seconds: float) -> PhaseEstimate:
-    name, price = device
-    return PhaseEstimate(phase, name, count, tokens, seconds, seconds * count * price.usd_per_second)
-
-
-def assumptions(prices_file: str | None) -> list[str]:
-    """What the estimates take for granted, in words."""
-    return [
-        f"answers of {EXPECTED_SHARE:.0%} of sampling.max_tokens, {CHARACTERS_PER_TOKEN:g} characters a token",
-        f"{BANDWIDTH_USE:.0%} of the memory's bandwidth and {DECODE_USE:.0%} of the arithmetic while decoding, "
-        f"{PREFILL_USE:.0%} for prompts, {TRAINING_USE:.0%} while training",
-        f"start in {GPU_START_S:.0f} s on GPUs and {CPU_START_S:.0f} s on CPUs, nodes being up; all of max_replicas",
-        f"prices of {prices_file or 'configs/prices.yaml, which are examples (cluster.prices names yours)'}",
-    ]

@@ -45,6 +45,7 @@ METRICS = (
     Metric("last_sign", "When the phase last reported (seconds since 1970)", "dateTimeFromNow", "Last sign of life"),
     Metric("elapsed_s", "How long this phase has taken, or took (seconds)", "s", "Time taken"),
     Metric("eta_s", "Expected time to the end of this phase (seconds)", "s", "Time left", of_the_moment=True),
+    Metric("run_eta_s", "Expected time to the end of the run (seconds)", "s", "Time left", of_the_moment=True),
     Metric("done", "What the phase has done, in its own unit: rows, steps, students", "short", "Done, of total"),
     Metric("total", "What the phase has to do, in the same unit", "short", "Done, of total"),
     Metric("backlog", "What the phase still has to do, in the same unit", "short", "Backlog"),
@@ -62,6 +63,8 @@ METRICS = (
 def metric_values(state: Mapping[str, Any], eta_s: float | None) -> dict[str, float]:
     """The listed numbers of a phase's progress, by key; those that it does not have are left out."""
     derived: dict[str, float | None] = {"running": 1.0, "last_sign": state["updated"], "eta_s": eta_s}
+    if eta_s is not None and state.get("later_s") is not None:
+        derived["run_eta_s"] = eta_s + state["later_s"]
     derived["elapsed_s"] = state["updated"] - state["entered"]
     if state["total"]:
         derived |= {"done": state["done"], "total": state["total"], "backlog": state["total"] - state["done"]}

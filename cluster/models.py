@@ -38,6 +38,12 @@ def made_teacher_dir(make: MakeTeacherConfig, run_dir: RunDir) -> UPath:
     return run_dir.cache / "teachers" / digest[:16]
 
 
+def is_teacher_made(config: RunConfig, run_dir: RunDir) -> bool:
+    """Whether the recipe's home-made teacher is in the cache already."""
+    make = config.pool[config.main_teacher].make
+    return make is not None and (made_teacher_dir(make, run_dir) / "training" / "result.json").exists()
+
+
 def student_tokenizer(config: RunConfig, teacher: TeacherSource) -> str:
     """The tokenizer the student speaks: its own, or the teacher's when it starts from random weights."""
     return config.student.model or teacher.model

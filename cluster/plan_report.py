@@ -3,8 +3,10 @@
 import hashlib
 from collections import Counter
 
-from cluster.estimate import PhaseEstimate, assumptions, check_capacity, estimate_phases, memory_lines
-from cluster.models import made_teacher_dir
+from cluster.calibration import load_calibration
+from cluster.estimate import check_capacity, memory_lines
+from cluster.forecast import PhaseEstimate, Work, assumptions, estimate_phases, expected_lengths
+from cluster.models import is_teacher_made
 from cluster.phases.plan import held_out_prompts
 from cluster.preflight import check_sources
 from cluster.run_dir import RunDir
@@ -37,6 +39,7 @@ def print_plan(config: RunConfig) -> None:
             seen.add(digest)
     if rows == 0:
         raise UserError("prompts: the source has no prompts; it must have at least one row")
+    held_out = 0
     if config.evaluation is not None:
         held_out = sum(1 for _ in held_out_prompts(config.evaluation, config.prompts))
     prompts = rows if rows > IDS_COUNTED else len(seen)
@@ -58,30 +61,38 @@ def print_plan(config: RunConfig) -> None:
         f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
         f"terms     {decision.verdict.value.replace('_', ' ')} by policy {decision.policy_version}, "
         f"{len(decision.duties)} duties (stillhouse terms explain)",
-        *_estimate_lines(config, prices, asked, characters / rows),
+        *_estimate_lines(config, prices, asked, held_out, characters / rows),
     ]
     print("\n".join(lines))
 
 
 def _estimate_lines(
-    config: RunConfig, prices: PriceTable, asked: Counter[str | None], mean_characters: float
+    config: RunConfig, prices: PriceTable, asked: Counter[str | None], problems: int, characters: float
 ) -> list[str]:
-    prompts = {name: asked[name if config.teachers else None] for name in config.pool}
-    phases = estimate_phases(config, prices, prompts, mean_characters)
+    measured = load_calibration(config)
+    work = Work(
+        prompts={name: asked[name if config.teachers else None] for name in config.pool},
+        lengths={name: expected_lengths(config, name, characters, measured) for name in config.pool},
+        problems=problems,
+        makes_teacher=not is_teacher_made(config, RunDir.of(config)),
+    )
+    phases = estimate_phases(config, prices, work, measured)
     lines = [f"memory    {line}" for line in memory_lines(config, prices)]
     lines += [f"expected  {_phase(each)}" for each in phases]
     if phases:
-        total_s, usd = sum(each.seconds for each in phases), sum(each.usd for each in phases)
-        lines.append(f"expected  {total_s / 3600:,.2f} hours and ${usd:,.2f} together")
-    lines += [f"assumed   {line}" for line in assumptions(config.cluster.prices)]
+        usd = sum(each.usd for each in phases if each.usd is not None)
+        lines.append(f"expected  {_time(sum(each.seconds for each in phases))} and ${usd:,.4g} together")
+    lines += [f"assumed   {line}" for line in assumptions(config, measured)]
     return lines
 
 
 def _phase(each: PhaseEstimate) -> str:
-    return (
-        f"{each.phase}: {each.tokens:,.0f} tokens on {each.count} {each.device} in {each.seconds / 3600:,.2f} hours, "
-        f"${each.usd:,.2f}"
-    )
+    usd = "no price" if each.usd is None else f"${each.usd:,.4g}"
+    return f"{each.phase}: {each.tokens:,.0f} tokens on {each.devices} in {_time(each.seconds)}, {usd}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 3600:,.2f} hours"
 
 
 def _batch(training: TrainingConfig) -> str:
@@ -101,7 +112,7 @@ def _teacher(config: RunConfig, run_dir: RunDir, name: str, prompts: int) -> str
     if teacher.make is None:
         model = f"{teacher.model} at {teacher.revision or 'its newest revision'}"
         return f"{name}, {model}, {prompts:,} prompts" if config.teachers else model
-    made = (made_teacher_dir(teacher.make, run_dir) / "training" / "result.json").exists()
+    made = is_teacher_made(config, run_dir)
     return "home-made, in the cache already" if made else "home-made, to be trained first"
 
 

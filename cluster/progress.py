@@ -19,7 +19,10 @@ FILE_EVERY_S = 1.0
 
 @dataclass(slots=True)
 class ProgressState:
-    """The numbers of the phase under way, which has run since ``entered``; ``done`` of ``total`` gives the ETA."""
+    """The numbers of the phase under way, which has run since ``entered``; ``done`` of ``total`` gives the ETA.
+
+    ``later_s`` are the seconds that the phases after it are expected to take.
+    """
 
     run: str
     phase: str = "starting"
@@ -33,6 +36,7 @@ class ProgressState:
     done_at_start: int = 0
     updated: float = field(default_factory=time.time)
     numbers: dict[str, float | int] = field(default_factory=dict)
+    later_s: float | None = None
 
     @property
     def eta_s(self) -> float | None:
@@ -93,13 +97,21 @@ class Progress:
         state.total, state.unit, state.done, state.done_at_start = total, unit, done, done
         state.phase_started = time.time()
 
-    def update(self, done: int | None = None, detail: str | None = None, **numbers: float | None) -> None:
+    def update(
+        self,
+        done: int | None = None,
+        detail: str | None = None,
+        later_s: float | None = None,
+        **numbers: float | None,
+    ) -> None:
         """Report the newest numbers, those that are known; shown now or with the next line."""
         state = self._state
         if done is not None:
             state.done = done
         if detail is not None:
             state.detail = detail
+        if later_s is not None:
+            state.later_s = later_s
         state.numbers.update({name: value for name, value in numbers.items() if value is not None})
         state.updated = time.time()
         self._show()
@@ -137,7 +149,8 @@ def render_line(state: dict[str, Any], eta_s: float | None) -> str:
         parts.append(f"{state['done']:,}/{state['total']:,} {state['unit']} ({share:.0f} %)")
     parts += [f"{name.replace('_', ' ')} {_number(value)}" for name, value in state["numbers"].items()]
     if eta_s is not None:
-        parts.append(f"ETA {eta_s:.0f} s")
+        later_s = state.get("later_s")
+        parts.append(f"ETA {eta_s:.0f} s" + ("" if later_s is None else f", of the run {eta_s + later_s:.0f} s"))
     if state["detail"]:
         parts.append(state["detail"])
     return "  ".join(parts)

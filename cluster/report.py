@@ -13,6 +13,9 @@ from cluster.cost import build_cost
 from cluster.cost_words import cost_lines
 from cluster.phases.train import student_job
 from cluster.run_dir import PHASES, RunDir
+from cluster.run_estimate import FILE as ESTIMATE_FILE
+from cluster.run_estimate import compare_estimate, estimate_lines
+from cluster.usage import Usage
 from configs.errors import UserError
 from services.dataset import read_rows_by_teacher, read_tokens_by_teacher
 
@@ -49,9 +52,12 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
 
 
 def build_costed_report(ctx: RunContext) -> dict[str, Any]:
-    """The report with its ``cost``, by the prices that the recipe names."""
+    """The report with its ``cost`` by the prices that the recipe names, and ``estimate`` against what happened."""
     report = build_report(ctx.run_dir, ctx.config.name)
-    return {**report, "cost": build_cost(ctx, report, ctx.prices)}
+    cost = build_cost(ctx, report, ctx.prices)
+    usage = [Usage(**use) for use in cost["usage"]]
+    estimate = compare_estimate(ctx.run_dir.read_json(ESTIMATE_FILE), report["seconds"], usage)
+    return {**report, "cost": cost, "estimate": estimate}
 
 
 def write_report(ctx: RunContext) -> dict[str, Any]:
@@ -111,5 +117,11 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
     lines.append(f"seconds   {seconds}")
     if cost := report.get("cost"):
-        lines += [f"{'' if number else 'cost':10}{line}" for number, line in enumerate(cost_lines(cost))]
+        lines += _titled("cost", cost_lines(cost))
+    if estimate := report.get("estimate"):
+        lines += _titled("estimate", estimate_lines(estimate))
     return lines
+
+
+def _titled(title: str, lines: list[str]) -> list[str]:
+    return [f"{'' if number else title:10}{line}" for number, line in enumerate(lines)]

@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from cluster.cost_words import cost_lines
+from cluster.run_estimate import estimate_lines
 from configs.table import RowStatus
 from training.job import StepMetrics
 
@@ -98,6 +99,7 @@ def render_page(report: dict[str, Any], metrics_jsonl: str, lengths: dict[str, l
         numbers=number_tables(report),
         cost=cost_lines(report["cost"]) if report.get("cost") else [],
         assumptions=report["cost"]["assumptions"] if report.get("cost") else [],
+        estimate=estimate_lines(report["estimate"]) if report.get("estimate") else [],
     )
 
 

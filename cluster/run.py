@@ -13,10 +13,11 @@ from cluster.phases.plan import plan
 from cluster.phases.seal import seal_dataset
 from cluster.phases.terms import check_terms
 from cluster.phases.train import train
+from cluster.run_estimate import keep_estimate
 
 Phase = Callable[[RunContext], Any]
 
-GENERATE: tuple[Phase, ...] = (check_terms, make_teacher, plan, generate, seal_dataset, hand_over)
+GENERATE: tuple[Phase, ...] = (check_terms, make_teacher, plan, keep_estimate, generate, seal_dataset, hand_over)
 TRAIN: tuple[Phase, ...] = (train,)
 EVALUATE: tuple[Phase, ...] = (evaluate,)
 EXPORT: tuple[Phase, ...] = (export,)

@@ -8,20 +8,29 @@ from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.output import load_result
 
 
-def run_training(ctx: RunContext, jobs: list[TrainJob], device: Device) -> list[TrainResult]:
-    """Train one after another in the same workers; jobs that are done already are not done again."""
+def run_training(
+    ctx: RunContext, jobs: list[TrainJob], device: Device, later_s: float | None = None
+) -> list[TrainResult]:
+    """Train one after another in the same workers; jobs that are done already are not done again.
+
+    ``later_s`` is what the phases after this one are expected to take.
+    """
     finished = [result for job in jobs if (result := load_result(job)) is not None]
     if len(finished) == len(jobs):
         return finished
     ctx.budget.check()
     resolved = JobDevice(ctx.session.device(device).value)
     jobs = [replace(job, device=resolved) for job in jobs]
+    names = [job.name for job in jobs]
 
     def show(job: TrainJob, metrics: StepMetrics) -> None:
         if ctx.progress.label != job.name:
             ctx.progress.expect(metrics.num_steps, f"steps of {job.name}", metrics.step, label=job.name)
+        step_s = metrics.seconds / min(metrics.step, job.training.log_every)
+        others = len(names) - 1 - names.index(job.name)
         ctx.progress.update(
             done=metrics.step,
+            later_s=None if later_s is None else later_s + others * metrics.num_steps * step_s,
             loss=metrics.loss,
             tokens_per_s=metrics.tokens_per_s,
             learning_rate=metrics.learning_rate,

@@ -526,6 +526,8 @@ class EvaluationConfig(Section):
     """Problems in the form of ``prompts.source``, with the same columns, each with an answer."""
     addition: AdditionConfig | None = None
     """Draw held-out addition problems instead; they occur in no training prompt."""
+    limit: PositiveInt | None = None
+    """Take only this many problems."""
     verifier: VerifierName = VerifierName.EXACT_ANSWER
     """How an answer is judged."""
     teacher: str | None = None

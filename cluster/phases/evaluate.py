@@ -1,5 +1,6 @@
 """EVALUATE: teacher, student before, student after and control on problems that occur in no training prompt."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -59,19 +60,22 @@ def _evaluate(
     problems = _read_problems(ctx)
     accuracy: dict[str, float | None] = {"teacher": teacher_accuracy(ctx), "student_control": None}
     ctx.progress.expect(len(students), "students")
-    for who, answers in _answer_all(ctx, evaluation, students, [each["prompt"] for each in problems]):
+    answering_s = 0.0
+    for who, answers, seconds in _answer_all(ctx, evaluation, students, [each["prompt"] for each in problems]):
         correct = [
             is_correct(evaluation.verifier, answer, problem["answer"])
             for answer, problem in zip(answers, problems, strict=True)
         ]
         accuracy[who] = sum(correct) / len(correct)
+        answering_s = max(answering_s, seconds)
         _write_answers(ctx, who, problems, answers, correct)
         ctx.progress.say(f"evaluate: {who.replace('_', ' ')} solves {accuracy[who]:.1%} of {len(problems)} problems")
     teacher, before, after = accuracy["teacher"], accuracy["student_before"], accuracy["student_after"]
     assert teacher is not None
     assert before is not None
     assert after is not None
-    return {"accuracy": accuracy, "problems": len(problems), "gap_closed": gap_closed(teacher, before, after)}
+    gap = gap_closed(teacher, before, after)
+    return {"accuracy": accuracy, "problems": len(problems), "gap_closed": gap, "answering_s": round(answering_s, 3)}
 
 
 def _answer_all(
@@ -80,15 +84,16 @@ def _answer_all(
     students: dict[str, tuple[TrainJob, str | None]],
     prompts: list[str],
 ) -> Any:
-    """Yield each student's answers as they come; a student is one Ray task."""
+    """Yield each student's answers as they come, and the seconds that they took; a student is one Ray task."""
     device = JobDevice(ctx.session.device(ctx.config.student.device).value)
     import ray
 
     @ray.remote(num_cpus=1, num_gpus=1 if device is JobDevice.GPU else 0, max_retries=2)
-    def answer(job: TrainJob, hf_dir: str | None) -> list[str]:
+    def answer(job: TrainJob, hf_dir: str | None) -> tuple[list[str], float]:
         from training.evaluate import answer_prompts
 
-        return answer_prompts(
+        started = time.monotonic()
+        answers = answer_prompts(
             job,
             hf_dir,
             prompts,
@@ -96,6 +101,7 @@ def _answer_all(
             batch_size=evaluation.batch_size,
             device=device,
         )
+        return answers, time.monotonic() - started
 
     waiting = {answer.remote(replace(job, device=device), hf_dir): who for who, (job, hf_dir) in students.items()}
     while waiting:
@@ -105,7 +111,7 @@ def _answer_all(
                 f"{', '.join(waiting.values())} gave no answers in {ctx.config.deadlines.no_progress:.0f} s "
                 "(deadlines.no_progress)"
             )
-        yield waiting.pop(done[0]), ray.get(done[0])
+        yield waiting.pop(done[0]), *ray.get(done[0])
         ctx.progress.update(done=len(students) - len(waiting))
 
 

@@ -1,6 +1,7 @@
 """GENERATE: the teachers answer held-out problems, then the prompts; each shard is committed as it is done."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -11,6 +12,7 @@ from cluster.estimate import check_capacity
 from cluster.lineage import trace_tables
 from cluster.models import teacher_source
 from cluster.phases.plan import evaluation_uris, planned_rows
+from cluster.run_estimate import TimeLeft
 from cluster.teachers import (
     app_name,
     describe_teachers,
@@ -46,6 +48,39 @@ if TYPE_CHECKING:
 
 WINDOW_SLACK = 1.5  # a call enters as a whole: until so many rows are back, the engine lives on what is waiting
 COMPLETIONS, EVALUATION = "completions", "evaluation"
+
+
+class Speeds:
+    """Completion tokens that each teacher has written, and the time since the first replica could answer."""
+
+    def __init__(self) -> None:
+        self._tokens, self._rows, self._last = Counter[str](), Counter[str](), dict[str, float]()
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """The first replicas can answer."""
+        self._started = time.monotonic()
+
+    def count(self, teacher: str, rows: int, tokens: int) -> None:
+        """Rows of a shard that has been committed, and their completion tokens."""
+        if self._started is not None and tokens:
+            self._tokens[teacher] += tokens
+            self._rows[teacher] += rows
+            self._last[teacher] = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Until the last shard so far."""
+        return max(self._last.values()) - self._started if self._last and self._started is not None else 0.0
+
+    def row_tokens(self) -> dict[str, float]:
+        """Mean completion tokens of a teacher's rows."""
+        return {name: tokens / self._rows[name] for name, tokens in self._tokens.items()}
+
+    def by_teacher(self) -> dict[str, float]:
+        """Tokens/s of all replicas of a teacher, up to its last shard so far."""
+        started = self._started or 0.0
+        return {name: tokens / (self._last[name] - started) for name, tokens in self._tokens.items()}
 
 
 def generate(ctx: RunContext) -> dict[str, Any]:
@@ -98,13 +133,13 @@ def _pending_tasks(ctx: RunContext, tables: dict[str, TableJob]) -> dict[str, li
 
 
 def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    engines = {}
+    engines, speeds = {}, Speeds()
     if tasks:
         ctx.budget.check()
         check_capacity(ctx.config, ctx.prices, ctx.session.gpu_limit())
         handles = start_teachers(ctx, list(tasks))
         try:
-            engines = _stream(ctx, handles, tables, tasks)
+            engines = _stream(ctx, handles, tables, tasks, speeds)
         except BaseException:
             stop_teachers(ctx.config, list(tasks))
             raise
@@ -112,7 +147,14 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
     _show_ledger(ctx, ledger.to_dict())
     engine = engines.get(ctx.config.main_teacher) or next(iter(engines.values()), None)
     devices = {name: teacher_device(ctx, name).value for name in tasks}
-    return {"ledger": ledger.to_dict(), "engine": engine, "engines": engines, "devices": devices}
+    return {
+        "ledger": ledger.to_dict(),
+        "engine": engine,
+        "engines": engines,
+        "devices": devices,
+        "tokens_per_s": speeds.by_teacher(),
+        "writing_s": round(speeds.seconds, 3),
+    }
 
 
 def _stream(
@@ -120,6 +162,7 @@ def _stream(
     handles: dict[str, "DeploymentHandle"],
     tables: dict[str, TableJob],
     tasks: dict[str, list[dict[str, Any]]],
+    speeds: Speeds,
 ) -> dict[str, dict[str, Any]]:
     """Make the shards; returns each teacher's engine as vLLM resolved it."""
     from services.pipeline import Feed, stream_shards
@@ -130,6 +173,7 @@ def _stream(
         for teacher, handle in handles.items():
             wait_for_teacher(ctx, teacher)
             engines[teacher] = read_engine(ctx, teacher, handle)
+        speeds.start()
 
     decision = decide(ctx.config)
     feeds = {
@@ -144,7 +188,7 @@ def _stream(
             )
             for teacher, feed in feeds.items()
         }
-        _show_summaries(ctx, summaries, feeds, backlogs)
+        _show_summaries(ctx, summaries, feeds, backlogs, speeds)
     return engines
 
 
@@ -159,17 +203,18 @@ def _show_summaries(
     summaries: Iterator[dict[str, Any]],
     feeds: dict[str, "Feed"],
     backlogs: dict[str, BacklogReporter],
+    speeds: Speeds,
 ) -> None:
     """Take summaries of committed shards as they come, for the progress, the backlogs and the check of the teacher."""
     teachers = {(task["table"], task["shard"]): name for name, feed in feeds.items() for task in feed.tasks}
     evaluation_left = sum(table == EVALUATION for table, _ in teachers)
     plan = planned_rows(ctx)
     counts = read_ledger(ctx.run_dir.completions_uri, plan.num_rows).to_dict()
-    tokens, started = 0, time.monotonic()
+    left = TimeLeft(ctx)
     ctx.progress.expect(plan.num_rows, "rows", plan.num_rows - counts["pending"])
     for summary in summaries:
-        tokens += summary["completion_tokens"]
         teacher = teachers[summary["table"], summary["shard"]]
+        speeds.count(teacher, sum(summary[status] for status in RowStatus), summary["completion_tokens"])
         backlogs[teacher].take_off(sum(summary[status] for status in RowStatus))
         if summary["table"] == EVALUATION:
             evaluation_left -= 1
@@ -185,8 +230,9 @@ def _show_summaries(
             accepted=counts["accepted"],
             rejected=counts["rejected"],
             failed=counts["failed"],
-            tokens_per_s=tokens / (time.monotonic() - started),
+            tokens_per_s=sum(speeds.by_teacher().values()),
             cost_usd=ctx.budget.spent().usd,
+            later_s=left.after("generate", speeds.row_tokens()),
         )
         if counts["pending"]:
             ctx.budget.check()

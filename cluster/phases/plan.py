@@ -1,6 +1,7 @@
 """PLAN: preflight, then prompts into immutable shards. Starts no cluster, no engine and no GPU."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -87,9 +88,9 @@ def _plan_evaluation(ctx: RunContext, evaluation: EvaluationConfig) -> int:
 def held_out_prompts(evaluation: EvaluationConfig, prompts: PromptsConfig) -> Iterator[Prompt]:
     """The evaluation's problems. Raises `UserError` when one has no answer."""
     if evaluation.addition is not None:
-        return read_addition(evaluation.addition, held_out=True)
-    # The same columns as the prompts, but all of its rows, and for the main teacher.
-    changed = {"source": evaluation.source, "addition": None, "limit": None, "teacher_column": None}
+        return islice(read_addition(evaluation.addition, held_out=True), evaluation.limit)
+    # The same columns as the prompts, and for the main teacher.
+    changed = {"source": evaluation.source, "addition": None, "limit": evaluation.limit, "teacher_column": None}
     source = prompts.model_copy(update=changed | {"default_teacher": None})
     return (_needs_answer(prompt) for prompt in read_prompts(source))
 

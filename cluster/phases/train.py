@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cluster.admission import admit
 from cluster.context import RunContext
 from cluster.models import student_tokenizer, teacher_source
+from cluster.run_estimate import TimeLeft
 from cluster.terms import gate_training, recorded_sources, refusal
 from cluster.training_run import run_training
 from configs.errors import UserError
@@ -52,7 +53,8 @@ def train(ctx: RunContext) -> dict[str, Any]:
                 f"terms: {each.accepted:,} accepted rows are left out of training: "
                 f"{refusal(each.finding, load_policy())}"
             )
-        results = run_training(ctx, list(jobs.values()), ctx.config.student.device)
+        later_s = TimeLeft(ctx).after("train")
+        results = run_training(ctx, list(jobs.values()), ctx.config.student.device, later_s)
         left_out = [{**each.lineage, "accepted": each.accepted} for each in quarantined]
         return {name: asdict(result) for name, result in zip(jobs, results, strict=True)} | {"quarantined": left_out}
 

@@ -88,6 +88,20 @@ def test_quickstart_has_a_cost_ledger(quickstart: Run) -> None:
     assert "cost      $" in quickstart.outcome.err
 
 
+def test_quickstart_holds_its_estimate_against_what_happened(quickstart: Run) -> None:
+    """The quickstart of the README: not calibrated, so by formula; how good it is depends on the machine."""
+    estimate, seconds = quickstart.report["estimate"], quickstart.report["seconds"]
+    # Another module's run may have made the teacher.
+    assert [each["phase"] for each in estimate["phases"]][-3:] == ["generate", "train", "evaluate"]
+    for each in estimate["phases"]:
+        assert each["actual_s"] == seconds[each["phase"]]
+        assert each["ratio"] == pytest.approx(each["estimated_s"] / each["actual_s"], abs=1e-3)
+    assert estimate["total"]["actual_usd"] > 0
+    assert "\nestimate  " in quickstart.outcome.err
+    assert "What was expected" in (quickstart.directory / "report.html").read_text()
+    assert ", of the run " in quickstart.outcome.err  # the time left, beside that of the phase
+
+
 def test_quickstart_release_is_verified_and_its_data_card_loads(quickstart: Run) -> None:
     import datasets
     from huggingface_hub import ModelCard

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.capacity import decode_tokens_per_s, fit_student, fit_teacher, training_tokens_per_s
-from cluster.estimate import check_capacity, estimate_phases, memory_lines
+from cluster.estimate import check_capacity, memory_lines
 from cluster.model_shape import ModelShape, read_shape
 from configs.errors import UserError
 from configs.prices import load_prices
@@ -130,11 +130,5 @@ def test_cluster_whose_autoscaler_stops_below_is_refused(tmp_path: Path) -> None
         check_capacity(on_gpus(tmp_path), load_prices(), gpu_limit=7)
 
 
-def test_estimate_says_tokens_time_and_cost_of_each_phase(tmp_path: Path) -> None:
-    config = on_gpus(tmp_path, sampling__max_tokens=2000, sampling__n=2, training__max_steps=None)
-    generate, train = estimate_phases(config, load_prices(), {"teacher": 10_000}, 400.0)
-    assert generate.tokens == 10_000 * 2 * 1000
-    assert generate.usd == pytest.approx(generate.seconds / 3600 * 3.0)
-    assert train.tokens == 10_000 * 2 * (100 + 1000) * config.training.epochs
-    assert (train.device, train.count) == ("H100", 8)
-    assert any("H100" in line for line in memory_lines(config, load_prices()))
+def test_memory_lines_name_the_types_that_fit(tmp_path: Path) -> None:
+    assert any("H100" in line for line in memory_lines(on_gpus(tmp_path), load_prices()))

@@ -13,10 +13,11 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.context import RunContext
-from cluster.cost import build_cost, compare, find_usage
+from cluster.cost import build_cost, compare
 from cluster.cost_words import cost_lines
 from cluster.progress import Progress
 from cluster.report import build_costed_report, build_report
+from cluster.usage import find_usage
 from cluster.weights import Weights, count_weights
 from configs.prices import PriceTable, load_prices
 from tests.unit.cluster.releases import BODY, HEAD, make_student, make_weights
