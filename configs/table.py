@@ -81,3 +81,5 @@ LICENSED_COLUMNS = (
 LICENSES_JOINED = " AND "  # between ids that all count, as SPDX has it
 
 SPEC_KEY = "stillhouse.generation_spec"  # of the Parquet footer: JSON of all that the file's rows were made by
+
+COMMITTED_DIGESTS = "stillhouse.sha256"  # of a commit's information in the log: JSON, digest by path of its files

@@ -39,7 +39,7 @@ SUMMARY_SCHEMA = pa.schema(
         ("rejected", pa.int64()),
         ("failed", pa.int64()),
         ("completion_tokens", pa.int64()),
-        ("file", pa.string()),  # what the log has to say of the file: the fields of an `AddAction`, as JSON
+        ("file", pa.string()),  # what the log has to say of the file: the fields of a `StoredFile`, as JSON
         ("error", pa.string()),  # why the run must stop; Ray would lose the kind of an exception on its way
     ]
 )

@@ -23,7 +23,7 @@ from configs.errors import DeadlineExceeded, UserError
 from configs.table import COMPLETIONS_SCHEMA
 from services.client import ClientSpec, ShardClient
 from services.dataset import count_rows
-from services.table import TableWriter
+from services.table import StoredFile, TableWriter
 
 CLIENT_CPUS = 0.5  # a client mostly waits for the teacher; on two cores it must fit beside one replica
 COMMIT_EVERY_S = 0.5  # a transaction costs some 30 ms of a core, however many shards are in it
@@ -125,7 +125,7 @@ def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Sum
 
 
 def _to_action(file: str) -> AddAction:
-    return AddAction(**json.loads(file))
+    return StoredFile(**json.loads(file))
 
 
 class _Stream:

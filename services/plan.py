@@ -15,6 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.transaction import AddAction
 
 from configs.errors import UserError
 from configs.table import PROMPTS_SCHEMA
@@ -43,7 +44,8 @@ def extend_plan(
     """
     planned_before = list(shard_files(open_or_create(uri, PROMPTS_SCHEMA, "prompts")))
     size = prompts_per_shard(shard_rows, samples_per_prompt)
-    actions, counts = [], _Counts()
+    actions: list[AddAction] = []
+    counts = _Counts()
     with _KnownIds() as known:
         known.add(_planned_ids(uri, planned_before))
         fresh = _take_new(prompts, known, counts)

@@ -6,6 +6,7 @@ by the log from then on, so nobody else can add a shard that this one adds. File
 the table's own vacuum.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from fsspec.implementations.local import LocalFileSystem
 
 from configs.errors import DeadlineExceeded, UserError
+from configs.table import COMMITTED_DIGESTS
 
 WRITER = "writer"  # application transaction whose version numbers the commands that have written to the table
 FIRST_PAUSE_S = 0.05
@@ -50,6 +52,28 @@ class ShardFile:
     teacher: str | None = None
 
 
+@dataclass
+class StoredFile(AddAction):
+    """What the log is told of a stored file, and the digest of its bytes as they were written."""
+
+    sha256: str = ""
+
+
+class _Hashing:
+    """A file that takes the SHA-256 of what is written to it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return int(self._file.write(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def open_or_create(uri: str, schema: pa.Schema, name: str) -> DeltaTable:
     """Open the table, creating it first when it is missing; safe when several do so at once.
 
@@ -60,7 +84,9 @@ def open_or_create(uri: str, schema: pa.Schema, name: str) -> DeltaTable:
         return DeltaTable(uri)
     except TableNotFoundError:
         require_put_if_absent(uri)
-        return DeltaTable.create(uri, Schema.from_arrow(schema), mode="ignore", name=name)
+        # The order of the commits is an order of training, so none of them is ever cleaned up.
+        keep = {"delta.enableExpiredLogCleanup": "false"}
+        return DeltaTable.create(uri, Schema.from_arrow(schema), mode="ignore", name=name, configuration=keep)
 
 
 def require_put_if_absent(uri: str) -> None:
@@ -87,7 +113,7 @@ def require_put_if_absent(uri: str) -> None:
     )
 
 
-def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str], deadline_s: float) -> AddAction:
+def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str], deadline_s: float) -> StoredFile:
     """Store one shard's rows under a fresh name; nobody sees them before a `TableWriter` adds them.
 
     Raises:
@@ -96,13 +122,15 @@ def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str], dea
     rows = rows.replace_schema_metadata({key.encode(): value.encode() for key, value in footer.items()})
     statistics = json.dumps(_statistics(rows))
 
-    def attempt(_: int) -> AddAction:
+    def attempt(_: int) -> StoredFile:
         name = f"shard-{shard:06d}-{uuid.uuid4().hex}.parquet"  # an attempt before may have left half of its own
         path = f"{uri.rstrip('/')}/{name}"
         with fsspec.open(path, "wb") as file:
-            pq.write_table(rows, file, compression=COMPRESSION)
+            hashing = _Hashing(file)
+            pq.write_table(rows, hashing, compression=COMPRESSION)
         filesystem, stored = fsspec.url_to_fs(path)
-        return AddAction(name, filesystem.size(stored), {}, int(time.time() * 1000), True, statistics)
+        digest = hashing.digest.hexdigest()
+        return StoredFile(name, filesystem.size(stored), {}, int(time.time() * 1000), True, statistics, digest)
 
     return _until(deadline_s, attempt, f"{uri}: shard {shard} could not be stored")
 
@@ -190,11 +218,13 @@ class TableWriter:
         """The one place that changes the log."""
         changes: list[AddAction | RemoveAction] = [*files]
         transaction = Transaction(app_id=WRITER, version=self.number)
+        digests = {each.path: each.sha256 for each in files if isinstance(each, StoredFile)}
+        metadata = {COMMITTED_DIGESTS: json.dumps(digests)} if digests else None
         self._table.create_write_transaction(
             changes,
             mode="append",
             schema=Schema.from_arrow(self._schema),
-            commit_properties=CommitProperties(app_transactions=[transaction]),
+            commit_properties=CommitProperties(custom_metadata=metadata, app_transactions=[transaction]),
         )
 
 

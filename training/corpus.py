@@ -6,6 +6,7 @@ their turn comes. Which rows count is decided here, in what order by `training.p
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +64,29 @@ def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: Worl
     Rows that are ``excluded`` count as if they had not been accepted.
     UserError when a digest differs, when ``overlong`` is refuse and a row is too long, or when no row is left.
     """
+    corpus = assemble_corpus(files, measure_files(files, config, world, excluded), config)
+    require_rows(corpus, config)
+    return corpus
+
+
+def measure_files(
+    files: Sequence[DataFile], config: TrainingConfig, world: World, excluded: Exclusions = ()
+) -> list["FileMeasures"]:
+    """Return what `assemble_corpus` needs to know of each file, on every rank; UserError when a digest differs."""
     with world.agreement():
         needed = _TOPK_COLUMNS if config.objective.kl_weight else []
         mine = [(i, _measure_file(files[i], needed, excluded)) for i in range(world.rank, len(files), world.size)]
     measured = dict(pair for pairs in world.gather(mine) for pair in pairs)
+    return [measured[i] for i in range(len(files))]
+
+
+def assemble_corpus(files: Sequence[DataFile], parts: Sequence["FileMeasures"], config: TrainingConfig) -> Corpus:
+    """Return the corpus of measured files, which may have no row to train on; UserError as `load_corpus`."""
     groups, first_row = [], 0
-    for i, file in enumerate(files):
-        for index, num_rows in enumerate(measured[i].group_rows):
+    for file, part in zip(files, parts, strict=True):
+        for index, num_rows in enumerate(part.group_rows):
             groups.append(RowGroup(file.path, index, num_rows, first_row))
             first_row += num_rows
-    parts = [measured[i] for i in range(len(files))]
     lengths = np.concatenate([part.lengths for part in parts]) if parts else np.zeros(0, np.int32)
     loss_lengths = np.concatenate([part.loss_lengths for part in parts]) if parts else np.zeros(0, np.int32)
     hashes = np.concatenate([part.hashes for part in parts]) if parts else np.zeros(0, np.uint32)
@@ -87,25 +101,30 @@ def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: Worl
         )
     is_usable &= ~is_overlong
     is_evaluation = is_usable & (hashes < config.evaluation_fraction * 2**32)
-    is_training = is_usable & ~is_evaluation
-    if not is_training.any():
+    return Corpus(tuple(groups), lengths, loss_lengths, is_usable & ~is_evaluation, is_evaluation, overlong)
+
+
+def require_rows(corpus: Corpus, config: TrainingConfig) -> None:
+    """Raise UserError when no row is left to train on."""
+    if not corpus.is_training.any():
         raise UserError(
-            f"no row to train on: of {len(lengths)} rows {int((loss_lengths > 0).sum())} are accepted and have tokens, "
-            f"{overlong} of them are longer than training.sequence_length ({config.sequence_length}), "
-            f"{int(is_evaluation.sum())} are held back for evaluation"
+            f"no row to train on: of {len(corpus.lengths)} rows {int((corpus.loss_lengths > 0).sum())} are accepted "
+            f"and have tokens, {corpus.overlong_dropped} of them are longer than training.sequence_length "
+            f"({config.sequence_length}), {int(corpus.is_evaluation.sum())} are held back for evaluation"
         )
-    return Corpus(tuple(groups), lengths, loss_lengths, is_training, is_evaluation, overlong)
 
 
 @dataclass(frozen=True, slots=True)
-class _FileMeasures:
+class FileMeasures:
+    """Of one file: rows of each row group, and of each row its tokens, loss tokens and hash of the prompt's id."""
+
     group_rows: list[int]
     lengths: Int32s
     loss_lengths: Int32s
     hashes: npt.NDArray[np.uint32]
 
 
-def _measure_file(file: DataFile, needed: list[str], excluded: Exclusions) -> _FileMeasures:
+def _measure_file(file: DataFile, needed: list[str], excluded: Exclusions) -> FileMeasures:
     check_file(file)
     fs, path = open_filesystem(file.path)
     lengths, loss_lengths, hashes = [], [], []
@@ -131,7 +150,7 @@ def _measure_file(file: DataFile, needed: list[str], excluded: Exclusions) -> _F
     if sum(group_rows) != file.num_rows:
         raise UserError(f"the data file {file.path!r} has {sum(group_rows)} rows, expected {file.num_rows}")
     empty = np.zeros(0, np.int32)
-    return _FileMeasures(
+    return FileMeasures(
         group_rows,
         np.concatenate(lengths or [empty]),
         np.concatenate(loss_lengths or [empty]),

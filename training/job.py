@@ -61,8 +61,24 @@ class DataFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Commits:
+    """A table that a student learns from while it grows: the first ``num_files`` files of its log, in their order.
+
+    ``table_id`` is the one of the log, so the table may be moved. A student that has caught up waits for the next file,
+    at most ``deadline_s``.
+    """
+
+    table: str
+    table_id: str
+    num_files: int
+    deadline_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One student to train; exactly one of ``model`` (weights to start from) and ``init`` (random weights) is set.
+
+    ``files`` are sealed; with ``commits`` there are none, and the rows are those of a table that may still grow.
 
     >>> job = TrainJob(name="student", files=(DataFile("rows.parquet", 512),), tokenizer="runs/a/tokenizer",
     ...                init={"model_type": "llama", "arguments": {"hidden_size": 64}}, output_dir="runs/a/student")
@@ -84,6 +100,7 @@ class TrainJob:
     trust_remote_code: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     excluded: Exclusions = ()
+    commits: Commits | None = None
 
     def to_json(self) -> str:
         """Return the job as one JSON object."""
@@ -97,6 +114,7 @@ class TrainJob:
         data["excluded"] = tuple(data.get("excluded", ()))
         data["transfer"] = Transfer(data["transfer"])
         data["device"] = JobDevice(data["device"])
+        data["commits"] = Commits(**data["commits"]) if data.get("commits") else None
         data["training"] = TrainingConfig.model_validate(data["training"])
         return cls(**data)
 
@@ -116,6 +134,8 @@ class TrainJob:
             "lora": self.lora,
             "template_kwargs": self.template_kwargs,
         }
+        if self.commits is not None:
+            result["commits"] = [self.commits.table_id, self.commits.num_files]
         if self.excluded:
             result["excluded"] = list(self.excluded)
         training = self.training.model_dump(mode="json")

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,16 +19,18 @@ from configs.errors import UserError
 from training import storage
 from training.batches import MicroBatch, iterate_steps
 from training.checkpoint import CheckpointStore, Progress
+from training.corpus import Corpus
 from training.export import export_student
 from training.flops import count_flops, peak_flops
 from training.job import StepMetrics, TrainJob, TrainResult
 from training.lora import is_quantized, merge_adapters, merge_into_original, save_adapters
 from training.loss import StudentWithLoss
 from training.metrics import MetricsLog, RateWindow, peak_memory_mib
-from training.output import claim_output_dir, write_result
+from training.output import claim_output_dir, write_learnt_files, write_result
 from training.parallel import World
-from training.plan import EpochPlan, plan_epoch
+from training.plan import EpochPlan
 from training.preemption import Preempted, StopAgreement
+from training.rows import GrowingRows, Part
 from training.schedule import learning_rate
 from training.setup import Setup, prepare
 from training.trackers import check_trackers
@@ -37,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step to take: its number in the job and this rank's data; token counts and row lengths are over all ranks."""
+    """A step to take: its number in the job and in its epoch, and this rank's data; the rest is over all ranks."""
 
     number: int
     epoch: int
-    next_epoch: int
-    next_in_epoch: int
+    in_epoch: int
+    part: Part
     tokens: int
     loss_tokens: int
     lengths: npt.NDArray[np.int32]
@@ -100,19 +103,24 @@ def _take_steps(
     flops = count_flops(setup.student.model)
     for step in _iterate_steps_from(setup, progress, window):
         stop.ask()
+        if step is None:  # the teacher has yet to write what is learnt next
+            if stop.is_agreed():
+                checkpoints.save(setup.student, setup.optimizer, progress, is_urgent=True)
+                raise Preempted(progress.step, setup.num_steps)
+            continue
         loss_sum, grad_norm = _take_step(setup, step)
         window.add(step.tokens, step.loss_tokens, flops.of_step(step.lengths, step.loss_tokens))
         progress = replace(
             progress,
             step=step.number + 1,
-            epoch=step.next_epoch,
-            step_in_epoch=step.next_in_epoch,
+            epoch=step.epoch,
+            step_in_epoch=step.in_epoch + 1,
             loss_tokens=progress.loss_tokens + step.loss_tokens,
         )
         is_due = _due(setup, progress.step)
         evaluation_loss = None
-        if setup.evaluation is not None and is_due(job.training.evaluate_every):
-            evaluation_loss = _evaluate(setup, setup.evaluation)
+        if step.part.evaluation is not None and is_due(job.training.evaluate_every):
+            evaluation_loss = _evaluate(setup, step.part.corpus, step.part.evaluation)
             progress = replace(progress, evaluation_loss=evaluation_loss)
         if is_due(job.training.log_every) or evaluation_loss is not None:
             progress = replace(progress, loss=world.sum(loss_sum).item() / step.loss_tokens)
@@ -134,29 +142,41 @@ def _due(setup: Setup, done: int) -> Callable[[int], bool]:
     return lambda every: done == setup.num_steps or done % every == 0
 
 
-def _iterate_steps_from(setup: Setup, progress: Progress, window: RateWindow) -> Iterator[_Step]:
-    """Yield the steps left after ``progress``, epoch by epoch."""
-    config, number, epoch, first = setup.job.training, progress.step, progress.epoch, progress.step_in_epoch
+def _iterate_steps_from(setup: Setup, progress: Progress, window: RateWindow) -> Iterator[_Step | None]:
+    """Yield the steps left after ``progress``, epoch by epoch, and None now and then while their rows are awaited."""
+    number, epoch, first = progress.step, progress.epoch, progress.step_in_epoch
     while number < setup.num_steps:
-        plan = plan_epoch(setup.corpus, config, epoch) if epoch else setup.first_epoch
-        batches = iterate_steps(setup.corpus, plan, config, setup.world, setup.pad_id, first)
-        for in_epoch in range(first, min(plan.num_steps, first + setup.num_steps - number)):
-            with window.waiting():
-                micro_batches = next(batches)
-            is_last = in_epoch + 1 == plan.num_steps
-            yield _Step(
-                number=number,
-                epoch=epoch,
-                next_epoch=epoch + is_last,
-                next_in_epoch=0 if is_last else in_epoch + 1,
-                tokens=int(plan.step_tokens[in_epoch]),
-                loss_tokens=int(plan.step_loss_tokens[in_epoch]),
-                lengths=setup.corpus.lengths[plan.step_rows(in_epoch)],
-                micro_batches=micro_batches,
-            )
-            number += 1
-        batches.close()
+        num_planned = 0  # steps of the epoch in the parts so far
+        for part in window.waiting_for(setup.rows.parts(epoch)):
+            if part is None:
+                yield None
+                continue
+            for i, micro_batches in _iterate_batches(setup, part, max(0, first - num_planned), window):
+                yield _Step(
+                    number=number,
+                    epoch=epoch,
+                    in_epoch=num_planned + i,
+                    part=part,
+                    tokens=int(part.plan.step_tokens[i]),
+                    loss_tokens=int(part.plan.step_loss_tokens[i]),
+                    lengths=part.corpus.lengths[part.plan.step_rows(i)],
+                    micro_batches=micro_batches,
+                )
+                number += 1
+                if number == setup.num_steps:
+                    return
+            num_planned += part.plan.num_steps
         epoch, first = epoch + 1, 0
+
+
+def _iterate_batches(
+    setup: Setup, part: Part, first: int, window: RateWindow
+) -> Iterator[tuple[int, list[MicroBatch]]]:
+    """Yield the steps of a part from ``first`` on, with this rank's data of each."""
+    if first < part.plan.num_steps:
+        batches = iterate_steps(part.corpus, part.plan, setup.job.training, setup.world, setup.pad_id, first)
+        with closing(batches):
+            yield from enumerate(window.waiting_for(batches), first)
 
 
 def _take_step(setup: Setup, step: _Step) -> tuple[torch.Tensor, float]:
@@ -184,12 +204,12 @@ def _take_step(setup: Setup, step: _Step) -> tuple[torch.Tensor, float]:
     return loss_sum, grad_norm
 
 
-def _evaluate(setup: Setup, plan: EpochPlan) -> float:
+def _evaluate(setup: Setup, corpus: Corpus, plan: EpochPlan) -> float:
     """Return the mean loss of the held-back rows (nats)."""
     total = torch.zeros((), device=setup.world.device)
     setup.student.eval()
     with torch.no_grad():
-        for step in iterate_steps(setup.corpus, plan, setup.job.training, setup.world, setup.pad_id):
+        for step in iterate_steps(corpus, plan, setup.job.training, setup.world, setup.pad_id):
             for micro_batch in step:
                 total += setup.student(*micro_batch.to(setup.world.device).tensors())
     setup.student.train()
@@ -223,19 +243,22 @@ def _describe(
 
 def _finish(setup: Setup, progress: Progress, started: float) -> TrainResult:
     hf_dir = _export(setup)
+    rows = setup.rows
     result = TrainResult(
         num_steps=progress.step,
         loss_tokens=progress.loss_tokens,
         final_loss=progress.loss,
         evaluation_loss=progress.evaluation_loss,
-        rows=int(setup.corpus.is_training.sum()),
-        evaluation_rows=int(setup.corpus.is_evaluation.sum()),
-        overlong_dropped=setup.corpus.overlong_dropped,
-        packing_fill=setup.first_epoch.fill,
+        rows=int(rows.corpus.is_training.sum()),
+        evaluation_rows=int(rows.corpus.is_evaluation.sum()),
+        overlong_dropped=rows.corpus.overlong_dropped,
+        packing_fill=rows.fill,
         seconds=time.monotonic() - started,
         hf_dir=hf_dir,
     )
     if setup.world.rank == 0:
+        if isinstance(rows, GrowingRows):
+            write_learnt_files(setup.job, rows.files)
         write_result(setup.job, result)
     setup.world.barrier()
     return result

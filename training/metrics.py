@@ -9,13 +9,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Final, Self, TypeVar, cast
 
 import torch
 
 from training import storage
 from training.job import StepMetrics, TrainJob
 from training.trackers import open_tracker
+
+T = TypeVar("T")
+
+_END: Final = object()
 
 
 class MetricsFile:
@@ -141,6 +145,15 @@ class RateWindow:
         started = time.monotonic()
         yield
         self._data_wait_s += time.monotonic() - started
+
+    def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
+        """Yield ``items``, and count the time until each of them is there as waiting for rows."""
+        while True:
+            with self.waiting():
+                item = next(items, _END)
+            if item is _END:
+                return
+            yield cast(T, item)
 
     @contextmanager
     def blocked(self) -> Iterator[None]:

@@ -4,12 +4,15 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from configs.errors import UserError
 from training import storage
-from training.job import TrainJob, TrainResult
+from training.job import DataFile, TrainJob, TrainResult
+
+_LEARNT = "learnt.json"
 
 
 def claim_output_dir(job: TrainJob) -> TrainResult | None:
@@ -44,6 +47,17 @@ def write_result(job: TrainJob, result: TrainResult) -> None:
     """Commit the job as done."""
     text = json.dumps(asdict(result) | {"fingerprint": job.fingerprint()}, indent=1)
     storage.write_text(storage.join(job.output_dir, "result.json"), text)
+
+
+def write_learnt_files(job: TrainJob, files: Sequence[DataFile]) -> None:
+    """Note what a job read of a table that grew, to be held against what was sealed in the end."""
+    text = json.dumps([asdict(file) for file in files], indent=1)
+    storage.write_text(storage.join(job.output_dir, _LEARNT), text)
+
+
+def read_learnt_files(job: TrainJob) -> list[DataFile]:
+    """Return what `write_learnt_files` noted, in the order of the commits; none for a job on sealed files."""
+    return [DataFile(**each) for each in storage.read_json(storage.join(job.output_dir, _LEARNT)) or []]
 
 
 def _differing_keys(first: dict[str, Any], second: dict[str, Any]) -> set[str]:

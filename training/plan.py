@@ -16,6 +16,7 @@ from training.packing import pack_rows
 
 # Row tokens of a pack, as a part of its room, from which no second try is worth it.
 _FULL = 0.997
+NO_ROWS: Int64s = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ def plan_epoch(corpus: Corpus, config: TrainingConfig, epoch: int) -> EpochPlan:
     return _plan_windows(corpus, config, windows, np.random.default_rng([config.seed, epoch, 1]))
 
 
-def plan_evaluation(corpus: Corpus, config: TrainingConfig) -> EpochPlan | None:
-    """Return the plan of one pass over the held-back rows, in file order; None when none is held back."""
-    rows = np.flatnonzero(corpus.is_evaluation)
+def plan_evaluation(corpus: Corpus, config: TrainingConfig, end_row: int | None = None) -> EpochPlan | None:
+    """Return the plan of one pass over the held-back rows before ``end_row``, in file order; None without any."""
+    rows = np.flatnonzero(corpus.is_evaluation[:end_row])
     if not len(rows):
         return None
     windows = np.array_split(rows, max(1, round(len(rows) / config.packing_window_rows)))
@@ -85,15 +86,25 @@ def _shuffled_windows(corpus: Corpus, config: TrainingConfig, epoch: int) -> Ite
 def _plan_windows(
     corpus: Corpus, config: TrainingConfig, windows: Iterable[Int64s], rng: np.random.Generator
 ) -> EpochPlan:
-    rows: list[Int64s] = []
-    window_starts = [0]
-    for packs in _pack_windows(corpus, config, list(windows)):
+    packs: list[Int64s] = []
+    window_starts, carried = [0], NO_ROWS
+    all_windows = list(windows)
+    for place, window in enumerate(all_windows):
+        is_last = place == len(all_windows) - 1
+        of_window, carried = pack_window(corpus, config, carried, window, is_last=is_last)
         # Long rows are packed first; unshuffled, each window would be a curriculum.
-        rows.extend(packs[i] for i in rng.permutation(len(packs)))
-        window_starts.append(len(rows))
-    all_rows = np.concatenate(rows)
-    pack_starts = np.concatenate([[0], np.cumsum([len(pack) for pack in rows])])
-    step_starts = _cut_steps(np.add.reduceat(corpus.loss_lengths[all_rows], pack_starts[:-1], dtype=np.int64), config)
+        packs.extend(of_window[i] for i in rng.permutation(len(of_window)))
+        window_starts.append(len(packs))
+    step_starts = cut_steps(count_loss_tokens(corpus, packs), config)
+    return build_plan(corpus, config, packs, step_starts, window_starts)
+
+
+def build_plan(
+    corpus: Corpus, config: TrainingConfig, packs: list[Int64s], step_starts: Int64s, window_starts: list[int]
+) -> EpochPlan:
+    """Return the plan of these packs, of which there is one at least."""
+    all_rows = np.concatenate(packs)
+    pack_starts = np.concatenate([[0], np.cumsum([len(pack) for pack in packs])])
     step_rows = pack_starts[step_starts[:-1]]
     return EpochPlan(
         rows=all_rows,
@@ -102,28 +113,38 @@ def _plan_windows(
         step_tokens=np.add.reduceat(corpus.lengths[all_rows], step_rows, dtype=np.int64),
         step_loss_tokens=np.add.reduceat(corpus.loss_lengths[all_rows], step_rows, dtype=np.int64),
         window_starts=np.array(window_starts),
-        fill=float(corpus.lengths[all_rows].sum() / (len(rows) * config.sequence_length)),
+        fill=float(corpus.lengths[all_rows].sum() / (len(packs) * config.sequence_length)),
     )
 
 
-def _pack_windows(corpus: Corpus, config: TrainingConfig, windows: list[Int64s]) -> Iterator[list[Int64s]]:
-    """Yield the packs of each window. A row waits for the next window at most once, so reading stays local."""
-    carried = np.zeros(0, np.int64)
-    for place, window in enumerate(windows):
-        rows = np.concatenate([carried, window])
-        lengths = corpus.lengths[rows].tolist()
-        packs, waiting = [], []
-        for pack in pack_rows(lengths, config.sequence_length):
-            is_full = sum(lengths[i] for i in pack) >= _FULL * config.sequence_length
-            if is_full or min(pack) < len(carried) or place == len(windows) - 1:
-                packs.append(rows[pack])
-            else:
-                waiting += pack
-        carried = rows[np.sort(np.array(waiting, np.int64))]
-        yield packs
+def count_loss_tokens(corpus: Corpus, packs: list[Int64s]) -> Int64s:
+    """Return the loss tokens of each pack, of which there is one at least."""
+    starts = np.cumsum([0] + [len(pack) for pack in packs[:-1]])
+    loss_tokens: Int64s = np.add.reduceat(corpus.loss_lengths[np.concatenate(packs)], starts, dtype=np.int64)
+    return loss_tokens
 
 
-def _cut_steps(pack_loss_tokens: Int64s, config: TrainingConfig) -> Int64s:
+def pack_window(
+    corpus: Corpus, config: TrainingConfig, carried: Int64s, window: Int64s, *, is_last: bool
+) -> tuple[list[Int64s], Int64s]:
+    """Return the packs of a window and of the rows carried over to it, and the rows to carry on.
+
+    A row waits for the next window at most once, so reading stays local; nothing waits after the last one.
+    """
+    rows = np.concatenate([carried, window])
+    lengths = corpus.lengths[rows].tolist()
+    packs: list[Int64s] = []
+    waiting: list[int] = []
+    for pack in pack_rows(lengths, config.sequence_length):
+        is_full = sum(lengths[i] for i in pack) >= _FULL * config.sequence_length
+        if is_full or min(pack) < len(carried) or is_last:
+            packs.append(rows[pack])
+        else:
+            waiting += pack
+    return packs, rows[np.sort(np.array(waiting, np.int64))]
+
+
+def cut_steps(pack_loss_tokens: Int64s, config: TrainingConfig) -> Int64s:
     """Return the packs at which steps begin, and the end: steps are alike, so that none weighs more than it holds."""
     num_packs = len(pack_loss_tokens)
     if config.batch_sequences is not None:

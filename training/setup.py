@@ -1,21 +1,22 @@
 """Everything a training loop needs before its first step: rows, student, optimiser, number of steps."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from training.corpus import Corpus, load_corpus
-from training.job import TrainJob, Transfer
+from configs.errors import UserError
+from training.corpus import load_corpus
+from training.job import Commits, TrainJob, Transfer
 from training.liger import check_loss_kernel
 from training.lora import add_adapters, is_quantized, quantize_base
 from training.loss import StudentWithLoss
 from training.model import find_decoder_layers, load_model, load_tokenizer, set_computation
 from training.parallel import World, shard_model
-from training.plan import EpochPlan, plan_epoch, plan_evaluation
 from training.row_check import check_rows
+from training.rows import GrowingRows, SealedRows
 from training.schedule import build_optimizer
 from training.tokenise import tokenise_files, write_reference_rows
 from training.weights import fill_weights, without_weights
@@ -23,14 +24,12 @@ from training.weights import fill_weights, without_weights
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A job made ready on one rank. ``first_epoch`` is the plan of epoch 0, ``evaluation`` that of held-back rows."""
+    """A job made ready on one rank."""
 
     job: TrainJob
     world: World
     tokenizer: PreTrainedTokenizerBase
-    corpus: Corpus
-    first_epoch: EpochPlan
-    evaluation: EpochPlan | None
+    rows: SealedRows | GrowingRows
     student: StudentWithLoss
     optimizer: torch.optim.Optimizer
     num_steps: int
@@ -49,25 +48,17 @@ def prepare(job: TrainJob, world: World) -> Setup:
     with world.agreement():
         check_loss_kernel(job)
         tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)
-        if world.rank == 0:
-            check_rows(job, tokenizer)
-    files = tokenise_files(job, tokenizer, world) if job.transfer is Transfer.TEXT else job.files
-    if job.training.objective.ground_truth_share:
-        files += write_reference_rows(job, tokenizer, world)
-    corpus = load_corpus(files, job.training, world, job.excluded)
-    first_epoch = plan_epoch(corpus, job.training, 0)
+    rows = _open_growing(job, job.commits, tokenizer, world) if job.commits else _open_sealed(job, tokenizer, world)
     student = _build_student(job, tokenizer, world)
     student.train()
     return Setup(
         job=job,
         world=world,
         tokenizer=tokenizer,
-        corpus=corpus,
-        first_epoch=first_epoch,
-        evaluation=plan_evaluation(corpus, job.training),
+        rows=rows,
         student=student,
         optimizer=build_optimizer(student, job.training.optimizer),
-        num_steps=_count_steps(corpus, first_epoch, job),
+        num_steps=_count_steps(rows, job),
     )
 
 
@@ -98,9 +89,32 @@ def _build_student(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: Wor
     return student
 
 
-def _count_steps(corpus: Corpus, first_epoch: EpochPlan, job: TrainJob) -> int:
+def _open_sealed(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: World) -> SealedRows:
+    with world.agreement():
+        if world.rank == 0:
+            check_rows(job, tokenizer)
+    files = tokenise_files(job, tokenizer, world) if job.transfer is Transfer.TEXT else job.files
+    if job.training.objective.ground_truth_share:
+        files += write_reference_rows(job, tokenizer, world)
+    return SealedRows(load_corpus(files, job.training, world, job.excluded), job)
+
+
+def _open_growing(job: TrainJob, commits: Commits, tokenizer: PreTrainedTokenizerBase, world: World) -> GrowingRows:
+    if job.training.max_steps is None:
+        raise UserError(
+            "a student that learns while the teacher writes needs training.max_steps: its learning rate follows the "
+            "number of steps, which the rows tell only at the end"
+        )
+    if job.transfer is Transfer.TEXT or job.training.objective.ground_truth_share:
+        raise UserError(
+            "a student learns while the teacher writes from the teacher's own tokens alone (student.transfer=token_ids "
+            "and training.objective.ground_truth_share=0); train on sealed files for anything else"
+        )
+    return GrowingRows(commits, job, world, lambda files: check_rows(replace(job, files=files), tokenizer))
+
+
+def _count_steps(rows: SealedRows | GrowingRows, job: TrainJob) -> int:
     if job.training.max_steps is not None:
         return job.training.max_steps
-    # Each epoch shuffles anew and so may pack into a few sequences more or less.
-    others = (plan_epoch(corpus, job.training, epoch) for epoch in range(1, job.training.epochs))
-    return first_epoch.num_steps + sum(plan.num_steps for plan in others)
+    assert isinstance(rows, SealedRows)
+    return rows.count_steps()
