@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from cluster.gateway_cli import gateway
+from cluster.jobs_cli import DASHBOARD, jobs
 from cluster.signals import interrupt_on_sigterm
 from configs.errors import BudgetReached, UserError
 
@@ -39,6 +40,7 @@ app = App(
 terms = App(name="terms", help="Licences and terms: what the policy says, and what it means for a recipe.")
 app.command(terms)
 app.command(gateway)
+app.command(jobs)
 
 
 @app.command
@@ -197,12 +199,14 @@ def verify(
 def submit(
     recipe: Recipe,
     *overrides: Overrides,
-    address: str = "http://127.0.0.1:8265",
+    address: str = DASHBOARD,
     command: str = "run",
     follow: bool = True,
     debug: Debug = False,
 ) -> int:
     """Run a command as a Ray job on a cluster; follows its log and passes its exit code on.
+
+    `stillhouse jobs` lists, stops and resumes them. A job that is under way in the same run directory is in the way.
 
     Example: `stillhouse submit configs/recipes/quickstart.yaml --address http://127.0.0.1:8265`
 

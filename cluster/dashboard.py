@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.metrics import EXPORTED_PREFIX, METRICS
+from services.gateway.admission import COUNTED, COUNTERS
 
 PATH = Path(__file__).resolve().parent / "kuberay" / "components" / "monitoring" / "stillhouse-dashboard.json"
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
@@ -46,7 +47,7 @@ OF_THE_CLUSTER: dict[str, tuple[str, tuple[Series, ...]]] = {
 
 def render_dashboard() -> dict[str, Any]:
     """The dashboard as Grafana imports it; its variables choose the data source and the run."""
-    panels = {**_panels_of_the_run(), **OF_THE_CLUSTER}
+    panels = {**_panels_of_the_run(), **_panels_of_the_gateway(), **OF_THE_CLUSTER}
     return {
         "uid": "stillhouse",
         "title": "stillhouse",
@@ -68,6 +69,22 @@ def _panels_of_the_run() -> dict[str, tuple[str, tuple[Series, ...]]]:
         unit, listed = panels.get(metric.panel, (metric.unit, ()))
         panels[metric.panel] = (unit, (*listed, series))
     return panels
+
+
+def _panels_of_the_gateway() -> dict[str, tuple[str, tuple[Series, ...]]]:
+    """What people outside the job ask of the teacher, in five minutes' means."""
+    return {
+        f"Gateway: {name}/s": (
+            "short",
+            (
+                Series(
+                    f'sum by ({label}) (rate(ray_{COUNTED}{name}_total{{run=~"$run"}}[5m]))',
+                    f"{{{{{label}}}}}",
+                ),
+            ),
+        )
+        for name, (_, label) in COUNTERS.items()
+    }
 
 
 def _variables() -> list[dict[str, Any]]:

@@ -112,6 +112,7 @@ def _joined(address: str) -> Iterator[Session]:
         ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster.address: no Ray cluster answers at {address} ({error})") from None
+    interrupt_on_sigterm()  # which is how a job is stopped; Ray has put a handler that exits at once
     try:
         yield Session(embedded=False)
     finally:

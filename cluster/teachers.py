@@ -1,5 +1,6 @@
 """The run's teachers as Serve applications: their names, their start, the wait for replicas, and their end."""
 
+import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.context import RunContext
 from cluster.gateway import build_ingress
 from cluster.models import TeacherSource, teacher_source
+from cluster.run_dir import RunDir
 from cluster.session import LOOPBACK
 from cluster.terms_sources import local_directory
 from configs.schema import Device, EngineKind, RunConfig
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
 
 
 def app_name(config: RunConfig, teacher: str) -> str:
-    """Name of a teacher's Serve application, so that runs on one cluster don't touch each other's."""
-    return f"teacher-{config.name}" if not config.teachers else f"teacher-{config.name}-{teacher}"
+    """Name of a teacher's Serve application, so that runs on one cluster don't touch each other's.
+
+    It has a digest of the run directory: runs of one recipe in several directories may have one name.
+    """
+    place = hashlib.sha256(RunDir.of(config).uri().encode()).hexdigest()[:6]
+    return f"teacher-{config.name}-{place}" + (f"-{teacher}" if config.teachers else "")
 
 
 def app_names(config: RunConfig) -> list[str]:

@@ -26,7 +26,16 @@ KEYS_FILE = "keys.json"
 LEDGER_FILE = "ledger.sqlite"
 RETRY_QUOTA_S = 5  # reservations of requests under way may be settled for less by then
 
+COUNTED = "stillhouse_gateway_"  # of metrics: before each name of `COUNTERS`, after `ray_`, which Ray puts there
+COUNTERS = {
+    "requests": ("Requests by what became of them", "outcome"),
+    "tokens": ("Tokens of prompts and completions", "outcome"),
+    "signals": ("Requests that showed a sign of abuse", "signal"),
+}
+"""What is counted, with its description and the label beside ``run``."""
+
 Record = Callable[[str, float, Mapping[str, str]], None]
+"""Is told of each: a name of `COUNTERS`, how much, and the label's value."""
 
 
 @dataclass(frozen=True, slots=True)

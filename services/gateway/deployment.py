@@ -13,17 +13,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from services.gateway.admission import Admission, AdmissionSpec, Grant, Visit
+from services.gateway.admission import COUNTED, COUNTERS, Admission, AdmissionSpec, Grant, Visit
 from services.gateway.app import GatewaySpec, build_app
 from services.gateway.refusals import Refusal
 
 MAX_ONGOING = 1000  # of a replica: most only wait for the teacher
 ALWAYS = -1
-COUNTERS = {
-    "requests": ("Requests by what became of them", "outcome"),
-    "tokens": ("Tokens of prompts and completions", "outcome"),
-    "signals": ("Requests that showed a sign of abuse", "signal"),
-}
 
 
 class AdmissionActor:
@@ -32,8 +27,7 @@ class AdmissionActor:
     def __init__(self, spec: AdmissionSpec, run: str) -> None:
         self._run = run
         self._counters = {
-            name: Counter(f"stillhouse_gateway_{name}", description, ("run", tag))
-            for name, (description, tag) in COUNTERS.items()
+            name: Counter(COUNTED + name, description, ("run", tag)) for name, (description, tag) in COUNTERS.items()
         }
         self._admission = Admission(spec, self._count)
 

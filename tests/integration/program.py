@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def processes_of(session: int) -> list[psutil.Process]:
 def end_session(session: int) -> None:
     """End whatever a test left running in a session of its own."""
     for process in processes_of(session):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it has ended with another one
+            process.kill()
 
 
 def make_model(directory: Path, model_type: str, characters: str = CHARACTERS, *, template: bool = True) -> Path:

@@ -1,8 +1,11 @@
 """The gateway on a real Serve: two replicas of it before two of a teacher, and one quota for all of them."""
 
 import json
+import re
 import subprocess
 import sys
+import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tests.integration.program import ROOT, end_session, environment
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
 
 ASKED, QUOTA, USED, MOST = 50, 120, 6, 11  # requests at once; tokens of a key, used by a request, reserved by one
+REPORT_S = 30
 
 
 def ask_fifty(directory: str) -> None:
@@ -28,9 +32,26 @@ def ask_fifty(directory: str) -> None:
 
         secret, port = _deploy(Path(directory) / "gateway")
         statuses = _ask(secret, port)
+        metrics = _scrape({"ray_stillhouse_gateway_requests_total", "ray_stillhouse_gateway_tokens_total"})
         deployments = serve.status().applications["app"].deployments
         replicas = {name: sum(each.replica_states.values()) for name, each in deployments.items()}
-        (Path(directory) / "told.json").write_text(json.dumps({"statuses": statuses, "replicas": replicas}))
+        (Path(directory) / "told.json").write_text(
+            json.dumps({"statuses": statuses, "replicas": replicas, "metrics": metrics})
+        )
+
+
+def _scrape(wanted: set[str]) -> list[str]:
+    """Those of the names that Ray's metrics of this node have, given the time to report them."""
+    import ray
+
+    [node] = ray.nodes()
+    give_up_at = time.monotonic() + REPORT_S
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+            found = wanted & set(re.findall(r"^(\w+)\{", answer.read().decode(), flags=re.MULTILINE))
+        if found == wanted or time.monotonic() > give_up_at:
+            return sorted(found)
+        time.sleep(0.5)
 
 
 def _deploy(directory: Path) -> tuple[str, int]:
@@ -78,7 +99,8 @@ def test_fifty_at_once_over_two_replicas_never_overshoot_the_quota(tmp_path: Pat
 
     code = "import sys; from tests.integration.test_gateway import ask_fifty; ask_fifty(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True) as process:
+    shell = environment() | {"RAY_metrics_report_interval_ms": "1000"}
+    with subprocess.Popen(command, cwd=ROOT, env=shell, start_new_session=True) as process:
         try:
             process.wait(150)
         finally:
@@ -86,6 +108,7 @@ def test_fifty_at_once_over_two_replicas_never_overshoot_the_quota(tmp_path: Pat
     assert process.returncode == 0
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["replicas"] == {"gateway": 2, "EchoAnswerer": 2}
+    assert told["metrics"] == ["ray_stillhouse_gateway_requests_total", "ray_stillhouse_gateway_tokens_total"]
     answered = told["statuses"].count(200)
     assert answered + told["statuses"].count(429) == ASKED
     assert QUOTA // MOST <= answered <= QUOTA // USED

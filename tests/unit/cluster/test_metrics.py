@@ -14,6 +14,7 @@ from cluster.dashboard import PATH, render_dashboard, render_text
 from cluster.metrics import EXPORTED_PREFIX, METRICS, closing_values, metric_values
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
+from services.gateway.admission import COUNTED, COUNTERS
 
 pytestmark = pytest.mark.unit
 
@@ -146,7 +147,8 @@ def test_dashboard_file_is_the_one_that_the_list_makes() -> None:
 def test_dashboard_draws_every_metric_once_and_no_other() -> None:
     text = json.dumps(render_dashboard()["panels"])
     drawn = re.findall(rf"{EXPORTED_PREFIX}\w+", text)
-    assert sorted(drawn) == sorted(metric.exported_name for metric in METRICS)
+    of_the_gateway = [f"ray_{COUNTED}{name}_total" for name in COUNTERS]
+    assert sorted(drawn) == sorted([*(metric.exported_name for metric in METRICS), *of_the_gateway])
 
 
 def test_dashboard_panels_are_titled_apart_and_do_not_overlap() -> None:
