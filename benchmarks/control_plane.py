@@ -7,14 +7,14 @@ in turns.
 
 import argparse
 import asyncio
+import os
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.processes import TreeCpu
 from configs.schema import GenerationConfig, SamplingConfig
 from services.acceptance import PlannedPrompt
 from services.client import to_request
@@ -46,9 +46,11 @@ def main(arguments: list[str]) -> int:
         shard_rows=512, window_rows=1024, rows_per_call=options.rows_per_call, clients=options.clients
     )
     pairs = []
+    cpu = TreeCpu(os.getpid())
     with echo_cluster() as directory:
         for _ in range(options.pairs):
-            ours, theirs = stream_rows(directory, options.rows, generation), ask_rows(directory, options.handle_rows)
+            ours = stream_rows(directory, options.rows, generation, cpu)
+            theirs = ask_rows(directory, options.handle_rows, cpu)
             pairs.append((ours, theirs))
             print(
                 f"stream {ours.rows_per_s:8,.0f} rows/s {ours.core_ms_per_row:.3f} core-ms/row   one call a row "
@@ -56,6 +58,7 @@ def main(arguments: list[str]) -> int:
                 f"{ours.rows_per_s / theirs.rows_per_s:.1f} times",
                 flush=True,
             )
+    cpu.stop()
     print(
         f"median: {statistics.median(ours.rows_per_s for ours, _ in pairs):,.0f} rows/s, "
         f"{statistics.median(ours.core_ms_per_row for ours, _ in pairs):.3f} core-ms a row, "
@@ -64,18 +67,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def stream_rows(directory: Path, num_rows: int, generation: GenerationConfig) -> Arm:
+def stream_rows(directory: Path, num_rows: int, generation: GenerationConfig, cpu: TreeCpu) -> Arm:
     """From the first committed shard to the last: the start of the client actors is not part of it."""
     from benchmarks.run_echo import run_rows
 
     moments: list[tuple[float, float]] = []
-    run_rows(directory, num_rows, generation, lambda: moments.append((time.monotonic(), cpu_s())))
+    run_rows(directory, num_rows, generation, lambda: moments.append((time.monotonic(), cpu.total())))
     (begun, cpu_before), (ended, cpu_after) = moments[0], moments[-1]
     rows = num_rows - generation.shard_rows
     return Arm(rows / (ended - begun), 1000 * (cpu_after - cpu_before) / rows)
 
 
-def ask_rows(directory: Path, num_rows: int) -> Arm:
+def ask_rows(directory: Path, num_rows: int, cpu: TreeCpu) -> Arm:
     """The same prompts, each in a call of its own through a deployment handle."""
     from ray import serve
 
@@ -96,19 +99,6 @@ def ask_rows(directory: Path, num_rows: int) -> Arm:
         window = asyncio.Semaphore(HANDLE_WINDOW)
         await asyncio.gather(*(ask(prompt, window) for prompt in make_prompts(num_rows)))
 
-    before, started = cpu_s(), time.monotonic()
+    before, started = cpu.total(), time.monotonic()
     asyncio.run(ask_all())
-    return Arm(num_rows / (time.monotonic() - started), 1000 * (cpu_s() - before) / num_rows)
-
-
-def cpu_s() -> float:
-    """CPU seconds of this process and of all that it has started and that is still alive."""
-    process = psutil.Process()
-    total = 0.0
-    for each in (process, *process.children(recursive=True)):
-        try:
-            times = each.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+    return Arm(num_rows / (time.monotonic() - started), 1000 * (cpu.total() - before) / num_rows)

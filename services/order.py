@@ -12,7 +12,7 @@ from itertools import pairwise
 from services.generation import GenerateRequest, GenerateResult
 
 # Tokens that two prompts must share beyond what all prompts of the shard do, for a prefix to be worth keeping together:
-# a block of vLLM's cache on a GPU is 16 tokens, on a CPU 128.
+# a block of vLLM's cache on a GPU is 16 tokens, on a CPU 32.
 SHARED_TOKENS = 16
 
 

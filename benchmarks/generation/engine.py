@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.engine_settings import CPU_BLOCK_TOKENS
+
 CORE_VARIABLE = "STILLHOUSE_BENCH_CORE"
 RECORDS_VARIABLE = "STILLHOUSE_BENCH_RECORDS"
 WORKER_CLASS = "benchmarks.generation.worker.BoundWorker"
-KV_BLOCKS = 640  # of 128 tokens: 160 prefixes of 512, fewer than the prefix workload has, and room for every other
+KV_BLOCKS = 2560  # of 32 tokens: 160 prefixes of 512, fewer than the prefix workload has, and room for every other
 BATCHED_TOKENS = 4096  # a whole prompt fits in one step: chunked prefill is off on CPUs, as in services.deployment
 KV_GIB = 1  # what vLLM is told; KV_BLOCKS replaces it
 
@@ -39,6 +41,7 @@ def engine_kwargs(max_num_seqs: int, max_model_len: int) -> dict[str, Any]:
         "max_num_seqs": max_num_seqs,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": BATCHED_TOKENS,
+        "block_size": CPU_BLOCK_TOKENS,
         "enforce_eager": True,
         "enable_chunked_prefill": False,
         "enable_prefix_caching": True,

@@ -33,12 +33,16 @@ class Name(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """A prompt to be completed ``n`` times with ``max_tokens`` tokens each; ``index`` is its place in the workload."""
+    """A prompt to be completed ``n`` times with ``max_tokens`` tokens each; ``index`` is its place in the workload.
+
+    Greedy, except for several samples of a prompt: greedy ones would be equal, and vLLM refuses them.
+    """
 
     index: int
     token_ids: list[int]
     max_tokens: int
     n: int = 1
+    temperature: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -67,7 +71,7 @@ def build_workload(name: Name, num_rows: int, seed: int) -> list[WorkItem]:
             ]
         case Name.N4:
             prompts = (_draw(rng, SAMPLES_PROMPT_TOKENS) for _ in range(num_rows // SAMPLES))
-            return [WorkItem(i, prompt, SAMPLES_COMPLETION_TOKENS, SAMPLES) for i, prompt in enumerate(prompts)]
+            return [WorkItem(i, prompt, SAMPLES_COMPLETION_TOKENS, SAMPLES, 1.0) for i, prompt in enumerate(prompts)]
 
 
 def shuffled(rows: list[WorkItem], seed: int) -> list[WorkItem]:
@@ -77,14 +81,9 @@ def shuffled(rows: list[WorkItem], seed: int) -> list[WorkItem]:
 
 
 def duplicated(rows: list[WorkItem]) -> list[WorkItem]:
-    """Each row of ``n`` samples as ``n`` rows of one, next to each other."""
+    """Each row of ``n`` samples as ``n`` rows of one, next to each other and sampled alike."""
     singles = [row for row in rows for _ in range(row.n)]
     return [replace(row, index=index, n=1) for index, row in enumerate(singles)]
-
-
-def sampling_temperature(rows: list[WorkItem]) -> float:
-    """Greedy, except for several samples of a prompt: greedy ones would be equal and vLLM refuses them."""
-    return 1.0 if any(row.n > 1 for row in rows) else 0.0
 
 
 def _draw(rng: np.random.Generator, length: int) -> list[int]:

@@ -22,7 +22,7 @@ RUN = (
     "prompts.addition.num_problems=1536",
     "generation.shard_rows=64",
     "evaluation.addition.num_problems=64",
-    "training.max_steps=60",
+    "training.max_steps=150",  # fifty checkpoints: the run must outlive its killer
     "training.checkpoint_every=3",
     "training.log_every=3",
     "student.control=false",
@@ -52,7 +52,7 @@ def test_driver_killed_twenty_times_ends_with_the_same_ledger_and_student(
     print(f"chaos: the driver was killed {kills} times")
     outcome = stillhouse(*RUN, f"run_dir={directory}", timeout_s=900)
     assert outcome.code == 0, outcome.err
-    assert kills >= KILLS // 2  # a run that was quicker than its killer has been killed at every step all the same
+    assert kills == KILLS
     assert_same_result(directory, undisturbed)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from benchmarks.generation.arms import RUN_S, START_S, ArmSettings, RowDone, Run
-from benchmarks.generation.workloads import WorkItem, sampling_temperature
+from benchmarks.generation.workloads import WorkItem
 
 POLL_S = 0.25
 HEALTH_S = 5.0
@@ -48,16 +48,15 @@ class HttpArm:
         self._window_rows = window_rows
 
     def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
-        temperature = sampling_temperature(rows)
         bodies = [
             {
                 "model": "bench",
                 "prompt": row.token_ids,
                 "n": row.n,
                 "max_tokens": row.max_tokens,
-                "temperature": temperature,
+                "temperature": row.temperature,
                 "ignore_eos": True,
-                "seed": row.index if temperature else None,
+                "seed": row.index if row.temperature else None,
             }
             for row in rows
         ]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.generation.arms import ArmSettings, RowDone, Run
-from benchmarks.generation.workloads import WorkItem, sampling_temperature
+from benchmarks.generation.workloads import WorkItem
 
 ALL_AT_ONCE = 10**9
 CHUNK_ROWS = 256
@@ -34,17 +34,16 @@ class LlmArm:
     def prepare(self, rows: list[WorkItem], number: int, *, reorder: bool = True) -> Run:
         from vllm import SamplingParams
 
-        temperature = sampling_temperature(rows)
         requests = [
             (
                 {"prompt_token_ids": row.token_ids},
                 SamplingParams(
                     n=row.n,
-                    temperature=temperature,
+                    temperature=row.temperature,
                     max_tokens=row.max_tokens,
                     ignore_eos=True,
                     detokenize=False,
-                    seed=row.index if temperature else None,
+                    seed=row.index if row.temperature else None,
                 ),
             )
             for row in rows

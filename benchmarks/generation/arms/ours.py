@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 import services.client
 from benchmarks.generation.arms import RUN_S, START_S, ArmSettings, RowDone, Run
 from benchmarks.generation.engine import RECORDS_VARIABLE, engine_environment
-from benchmarks.generation.workloads import WorkItem, sampling_temperature
+from benchmarks.generation.workloads import WorkItem
 from benchmarks.ray_cluster import ray_cluster
 from configs.schema import (
     AcceptanceConfig,
@@ -97,9 +97,7 @@ class OursArm:
             {"table": "completions", "shard": shard.shard, "path": shard.path}
             for shard in pending_shards(prompts_uri, completions_uri)
         ]
-        sampling = SamplingConfig(
-            n=n, temperature=sampling_temperature(rows), max_tokens=1, truncation=TruncationPolicy.KEEP
-        )
+        sampling = SamplingConfig(n=n, temperature=rows[0].temperature, max_tokens=1, truncation=TruncationPolicy.KEEP)
         job = TableJob(prompts_uri, completions_uri, sampling, AcceptanceConfig(min_completion_tokens=1), {})
         generation = self._generation.model_copy(update={"reorder": reorder})
         return lambda: self._run(self._client_spec(job, generation), tasks)

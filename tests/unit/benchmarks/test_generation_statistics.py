@@ -18,7 +18,6 @@ from benchmarks.generation.workloads import (
     Name,
     build_workload,
     duplicated,
-    sampling_temperature,
     shuffled,
 )
 
@@ -70,8 +69,9 @@ def test_duplicated_makes_a_row_of_each_sample() -> None:
 
 
 def test_temperature_is_greedy_unless_a_prompt_has_several_samples() -> None:
-    assert sampling_temperature(build_workload(Name.FIXED, 4, 0)) == 0.0
-    assert sampling_temperature(build_workload(Name.N4, 4, 0)) == 1.0
+    samples = build_workload(Name.N4, 8, 0)
+    assert {row.temperature for row in build_workload(Name.FIXED, 4, 0)} == {0.0}
+    assert {row.temperature for row in (*samples, *duplicated(samples))} == {1.0}
 
 
 def test_check_tokens_refuses_a_row_of_other_length() -> None:
