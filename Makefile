@@ -13,7 +13,7 @@ VENV := .venv/bin
 PACKAGES := configs services training cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-unit chaos lint format bench lock clean
+.PHONY: help setup quickstart test test-unit test-slow chaos lint format bench lock clean
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: setup ## Everything that runs on a CPU: unit, integration, short chaos.
 
 test-unit: setup ## Unit tests alone, in seconds.
 	$(VENV)/python -m pytest tests/unit $(ARGS)
+
+test-slow: setup ## Integration tests that are mostly waiting, minutes each: an elastic group of workers.
+	$(VENV)/python -m pytest -m "slow and not gpu" tests/integration $(ARGS)
 
 chaos: setup ## Kill things, the long version: 200 random schedules, about an hour.
 	$(VENV)/python -m pytest tests/chaos -s --chaos-schedules 200 $(ARGS)

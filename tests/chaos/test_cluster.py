@@ -10,7 +10,7 @@ from tests.chaos.driver import DriverJob, make_prompts
 from tests.chaos.harness import assert_exactly_once, chaos_cluster
 from tests.chaos.schedules import has_begun
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(280)]
 
 TEACHER = "head"
 

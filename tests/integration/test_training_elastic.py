@@ -23,7 +23,7 @@ from tests.unit.training.tiny import make_job
 from training.job import StepMetrics, TrainJob
 from training.trainer import fit
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 NOTICE_SECONDS = 8
 
