@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.program import end_session, processes_of, start, stillhouse
+from tests.integration.program import end_session, processes_of, progress_of, start, stillhouse
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -60,7 +60,7 @@ def test_real_replica_killed_while_it_answers_is_replaced(undisturbed: Path) -> 
     directory = undisturbed.parent / "replica"
     process = start(*RUN, f"run_dir={directory}")
     try:
-        _wait_for(process, lambda: _progress(directory)["phase"] == "generate" and _progress(directory)["done"] > 0)
+        _wait_for(process, lambda: progress_of(directory)["phase"] == "generate" and progress_of(directory)["done"] > 0)
         killed = list(_replicas(process.pid))
         for replica in killed:
             replica.kill()
@@ -104,18 +104,10 @@ def _wait_for(process: Any, condition: Any) -> None:
 
 def _place(directory: Path) -> tuple[str, int]:
     """Where the run is, as far as it is past the start of its cluster."""
-    progress = _progress(directory)
+    progress = progress_of(directory)
     if progress["phase"] not in ("generate", "train", "evaluate"):
         return NOWHERE
     return progress["phase"], progress["done"]
-
-
-def _progress(directory: Path) -> dict[str, Any]:
-    try:
-        progress: dict[str, Any] = json.loads((directory / "progress.json").read_text())
-    except FileNotFoundError:
-        return {"phase": "", "done": 0}
-    return progress
 
 
 def _replicas(session: int) -> Iterator[psutil.Process]:

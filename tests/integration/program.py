@@ -53,6 +53,15 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST", "VLLM_"))}
 
 
+def progress_of(directory: Path) -> dict[str, Any]:
+    """What a run's progress file says; of a run that has not begun, no phase and nothing done."""
+    try:
+        state: dict[str, Any] = json.loads((directory / "progress.json").read_text())
+    except FileNotFoundError:
+        return {"phase": "", "done": 0}
+    return state
+
+
 def start(*arguments: str, cwd: Path = ROOT) -> "subprocess.Popen[str]":
     """Start the program in a process group of its own, so that a test can send it what a terminal would."""
     return subprocess.Popen(

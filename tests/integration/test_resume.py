@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.program import SMALL, Outcome, end_session, processes_of, start, stillhouse
+from tests.integration.program import SMALL, Outcome, end_session, processes_of, progress_of, start, stillhouse
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -30,9 +30,9 @@ def end_when(directory: Path, is_time: Callable[[dict[str, Any]], bool], sign: s
     process = start("run", *SMALL, f"run_dir={directory}")
     give_up_at = time.monotonic() + SIGN_OF_LIFE_S
     try:
-        while not is_time(_progress(directory)):
+        while not is_time(progress_of(directory)):
             assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < give_up_at, f"the moment did not come: {_progress(directory)}"
+            assert time.monotonic() < give_up_at, f"the moment did not come: {progress_of(directory)}"
             time.sleep(0.05)
         os.kill(process.pid, sign)
         out, err = process.communicate(timeout=60)
@@ -41,14 +41,6 @@ def end_when(directory: Path, is_time: Callable[[dict[str, Any]], bool], sign: s
         if sign is not signal.SIGKILL:
             assert processes_of(process.pid) == []
         end_session(process.pid)
-
-
-def _progress(directory: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((directory / "progress.json").read_text())
-    except FileNotFoundError:
-        return {"phase": "", "done": 0}
-    return state
 
 
 def assert_same_result(directory: Path, undisturbed: Path) -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from cluster.cli import run_command
 from cluster.metrics import METRICS
-from tests.integration.program import SMALL, Outcome, end_session, environment
+from tests.integration.program import SMALL, Outcome, end_session, environment, progress_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -96,14 +96,6 @@ def begin(head: Head, *arguments: str) -> str:
     assert outcome.code == 0, outcome.err
     [job_id] = re.findall(r"^submitted (\S+) to ", outcome.err, flags=re.MULTILINE)
     return str(job_id)
-
-
-def progress_of(directory: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((directory / "progress.json").read_text())
-    except FileNotFoundError:
-        return {"phase": "", "done": 0}
-    return state
 
 
 def wait_until(is_time: Callable[[], bool], what: Callable[[], Any]) -> None:
