@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from cluster.capacity import StudentFit, fit_student, fit_teacher
 from cluster.model_shape import ModelShape, shape_of_init, shape_of_repository
@@ -12,6 +13,19 @@ from cluster.usage import accelerator_types
 from configs.errors import UserError
 from configs.prices import Price, PriceTable
 from configs.schema import Device, RunConfig, TeacherConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The models of a run; None where a model's sizes are not known on this machine."""
+
+    teachers: dict[str, ModelShape | None]
+    student: ModelShape | None
+
+
+def read_shapes(config: RunConfig) -> Shapes:
+    """Of every teacher and of the student, from each ``config.json``."""
+    return Shapes({name: teacher_shape(each) for name, each in config.pool.items()}, student_shape(config))
 
 
 def check_capacity(config: RunConfig, prices: PriceTable, gpu_limit: int | None = None) -> None:

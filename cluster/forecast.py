@@ -17,8 +17,7 @@ from cluster.capacity import (
     prefill_tokens_per_s,
     training_tokens_per_s,
 )
-from cluster.estimate import student_shape, student_uses_gpu, teacher_shape, uses_gpu
-from cluster.model_shape import shape_of_init
+from cluster.estimate import Shapes, student_uses_gpu, uses_gpu
 from cluster.usage import accelerator_types, count_cores, find_usage, student_accelerator, sum_usd
 from configs.prices import Price, PriceTable
 from configs.schema import Device, EngineConfig, EvaluationConfig, RunConfig, TrainingConfig
@@ -80,30 +79,32 @@ def expected_lengths(config: RunConfig, name: str, characters: float, measured: 
 
 
 def estimate_phases(
-    config: RunConfig, prices: PriceTable, work: Work, measured: Calibration | None = None
+    config: RunConfig, prices: PriceTable, shapes: Shapes, work: Work, measured: Calibration | None = None
 ) -> list[PhaseEstimate]:
-    """Expected time and cost of the phases that take any; those whose device or model is not known are left out."""
+    """Expected time and cost of the phases that take any; those whose device or model is not known are left out.
+
+    Reads nothing, and takes microseconds: a run asks again with every shard.
+    """
     found = [
-        _make_teacher(config, prices, work, measured),
-        _generate(config, prices, work, measured),
-        _train(config, prices, work, measured),
-        _evaluate(config, prices, work, measured),
+        _make_teacher(config, prices, shapes, work, measured),
+        _generate(config, prices, shapes, work, measured),
+        _train(config, prices, shapes, work, measured),
+        _evaluate(config, prices, shapes, work, measured),
     ]
     return [each for each in found if each is not None]
 
 
 def _make_teacher(
-    config: RunConfig, prices: PriceTable, work: Work, measured: Calibration | None
+    config: RunConfig, prices: PriceTable, shapes: Shapes, work: Work, measured: Calibration | None
 ) -> PhaseEstimate | None:
     make = config.pool[config.main_teacher].make
     if make is None or not work.makes_teacher:
         return None
-    steps, tokens = count_steps(
-        make.training, make.addition.num_problems, expected_lengths(config, config.main_teacher, 0, None)
-    )
+    lessons = work.lengths[config.main_teacher]  # it answers as long as they are
+    steps, tokens = count_steps(make.training, make.addition.num_problems, lessons)
     if measured is not None and measured.make_teacher is not None:
         seconds = _in_all(measured.make_teacher, steps)
-    elif (shape := shape_of_init(make.model)) is not None:
+    elif (shape := shapes.teachers[config.main_teacher]) is not None:
         cores = count_cores(make.training)
         seconds = CPU_START_S + tokens / training_tokens_per_s(shape, make.training, prices.cpu_core, cores)
     else:
@@ -111,7 +112,9 @@ def _make_teacher(
     return _priced(config, prices, "make_teacher", tokens, {"seconds": seconds}, None)
 
 
-def _generate(config: RunConfig, prices: PriceTable, work: Work, measured: Calibration | None) -> PhaseEstimate | None:
+def _generate(
+    config: RunConfig, prices: PriceTable, shapes: Shapes, work: Work, measured: Calibration | None
+) -> PhaseEstimate | None:
     """All teachers write at the same time: the slowest of them decides."""
     written, seconds, devices = 0.0, 0.0, {}
     for name, prompts in work.prompts.items():
@@ -122,7 +125,7 @@ def _generate(config: RunConfig, prices: PriceTable, work: Work, measured: Calib
         if speed is not None:
             needed_s: float | None = tokens / speed.tokens_per_s
         else:
-            needed_s = _formula_s(config, prices, name, (prompts + problems) * lengths.prompt, tokens, lengths)
+            needed_s = _formula_s(config, prices, shapes, name, (prompts + problems) * lengths.prompt, tokens, lengths)
         if needed_s is None:
             return None
         written, seconds = written + tokens, max(seconds, needed_s / teacher.max_replicas)
@@ -132,11 +135,11 @@ def _generate(config: RunConfig, prices: PriceTable, work: Work, measured: Calib
 
 
 def _formula_s(
-    config: RunConfig, prices: PriceTable, name: str, asked: float, written: float, lengths: Lengths
+    config: RunConfig, prices: PriceTable, shapes: Shapes, name: str, asked: float, written: float, lengths: Lengths
 ) -> float | None:
     """Seconds that one replica of a teacher needs."""
     teacher = config.pool[name]
-    engine, shape = teacher.engine, teacher_shape(teacher)
+    engine, shape = teacher.engine, shapes.teachers[name]
     price = prices.find(teacher.accelerator_type or "") if uses_gpu(teacher) else prices.cpu_core
     if price is None or shape is None:
         return None
@@ -146,7 +149,9 @@ def _formula_s(
     return seconds + written / decode_tokens_per_s(shape, engine, price, devices, length)
 
 
-def _train(config: RunConfig, prices: PriceTable, work: Work, measured: Calibration | None) -> PhaseEstimate | None:
+def _train(
+    config: RunConfig, prices: PriceTable, shapes: Shapes, work: Work, measured: Calibration | None
+) -> PhaseEstimate | None:
     rows = sum(work.prompts.values()) * config.sampling.n
     steps, tokens = count_steps(config.training, rows, mean_lengths(work))
     students = 2 if config.student.control else 1
@@ -154,7 +159,7 @@ def _train(config: RunConfig, prices: PriceTable, work: Work, measured: Calibrat
     if measured is not None:
         seconds = _in_all(measured.train, students * steps)
     else:
-        shape, price = student_shape(config), _student_price(config, prices, device)
+        shape, price = shapes.student, _student_price(config, prices, device)
         if shape is None or price is None:
             return None
         count = config.training.max_workers if device is Device.GPU else count_cores(config.training)
@@ -163,7 +168,9 @@ def _train(config: RunConfig, prices: PriceTable, work: Work, measured: Calibrat
     return _priced(config, prices, "train", students * tokens, {"seconds": seconds}, device.value)
 
 
-def _evaluate(config: RunConfig, prices: PriceTable, work: Work, measured: Calibration | None) -> PhaseEstimate | None:
+def _evaluate(
+    config: RunConfig, prices: PriceTable, shapes: Shapes, work: Work, measured: Calibration | None
+) -> PhaseEstimate | None:
     evaluation = config.evaluation
     if evaluation is None:
         return None
@@ -174,7 +181,7 @@ def _evaluate(config: RunConfig, prices: PriceTable, work: Work, measured: Calib
         seconds = _in_all(measured.evaluate, work.problems * len(students) / 2)
     else:
         tokens = len(students) * work.problems * EXPECTED_SHARE * evaluation.max_tokens
-        found = _evaluate_by_formula(config, evaluation, prices, device, tokens / len(students))
+        found = _evaluate_by_formula(config, evaluation, prices, shapes, device, tokens / len(students))
         if found is None:
             return None
         seconds = found
@@ -183,10 +190,15 @@ def _evaluate(config: RunConfig, prices: PriceTable, work: Work, measured: Calib
 
 
 def _evaluate_by_formula(
-    config: RunConfig, evaluation: EvaluationConfig, prices: PriceTable, device: Device, tokens: float
+    config: RunConfig,
+    evaluation: EvaluationConfig,
+    prices: PriceTable,
+    shapes: Shapes,
+    device: Device,
+    tokens: float,
 ) -> float | None:
     """Seconds of the students side by side, each on a device of its own."""
-    shape, price = student_shape(config), _student_price(config, prices, device)
+    shape, price = shapes.student, _student_price(config, prices, device)
     if shape is None or price is None:
         return None
     engine = EngineConfig(max_num_seqs=evaluation.batch_size, dtype="auto")

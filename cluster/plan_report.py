@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 
 from cluster.calibration import load_calibration
-from cluster.estimate import check_capacity, memory_lines
+from cluster.estimate import check_capacity, memory_lines, read_shapes
 from cluster.forecast import PhaseEstimate, Work, assumptions, estimate_phases, expected_lengths
 from cluster.models import is_teacher_made
 from cluster.phases.plan import held_out_prompts
@@ -76,7 +76,7 @@ def _estimate_lines(
         problems=problems,
         makes_teacher=not is_teacher_made(config, RunDir.of(config)),
     )
-    phases = estimate_phases(config, prices, work, measured)
+    phases = estimate_phases(config, prices, read_shapes(config), work, measured)
     lines = [f"memory    {line}" for line in memory_lines(config, prices)]
     lines += [f"expected  {_phase(each)}" for each in phases]
     if phases:

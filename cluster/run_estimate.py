@@ -7,6 +7,7 @@ from deltalake import DeltaTable
 
 from cluster.calibration import Calibration, load_calibration
 from cluster.context import RunContext
+from cluster.estimate import read_shapes
 from cluster.forecast import Lengths, Work, estimate_phases, expected_lengths
 from cluster.phases.plan import evaluation_uris, planned_rows
 from cluster.run_dir import PHASES
@@ -25,7 +26,7 @@ def keep_estimate(ctx: RunContext) -> dict[str, Any]:
     if kept is not None and kept["rows"] == rows:
         return kept
     measured = load_calibration(ctx.config)
-    phases = estimate_phases(ctx.config, ctx.prices, planned_work(ctx, measured), measured)
+    phases = estimate_phases(ctx.config, ctx.prices, read_shapes(ctx.config), planned_work(ctx, measured), measured)
     estimate = {
         "rows": rows,
         "calibrated_at": None if measured is None else measured.measured_at,
@@ -56,10 +57,13 @@ def planned_work(ctx: RunContext, measured: Calibration | None) -> Work:
 
 
 class TimeLeft:
-    """Seconds that the phases after the one under way will take, by what the run has seen so far."""
+    """Seconds that the phases after the one under way will take, by what the run has seen so far.
+
+    Models and tables are read once, here: `after` is asked with every shard.
+    """
 
     def __init__(self, ctx: RunContext) -> None:
-        self._config, self._prices = ctx.config, ctx.prices
+        self._config, self._prices, self._shapes = ctx.config, ctx.prices, read_shapes(ctx.config)
         self._measured = load_calibration(ctx.config)
         self._work = planned_work(ctx, self._measured)
 
@@ -71,7 +75,7 @@ class TimeLeft:
         }
         work = replace(self._work, lengths=lengths)
         later = PHASES[PHASES.index(phase) + 1 :]
-        phases = estimate_phases(self._config, self._prices, work, self._measured)
+        phases = estimate_phases(self._config, self._prices, self._shapes, work, self._measured)
         return sum(each.seconds for each in phases if each.phase in later)
 
 

@@ -1,6 +1,7 @@
 """What a run is expected to take, by formula and as it was measured, and what is said of it afterwards."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from cluster.calibration import (
     save_calibration,
 )
 from cluster.context import RunContext
+from cluster.estimate import read_shapes
 from cluster.forecast import Lengths, PhaseEstimate, Work, count_steps, estimate_phases, expected_lengths
 from cluster.progress import Progress
-from cluster.run_estimate import compare_estimate, estimate_lines
+from cluster.run_estimate import TimeLeft, compare_estimate, estimate_lines
 from cluster.usage import Usage, student_accelerator
 from configs.load import load_run_config
 from configs.prices import load_prices
@@ -53,7 +55,7 @@ def by_phase(phases: list[PhaseEstimate]) -> dict[str, PhaseEstimate]:
 
 def test_formulas_say_tokens_time_and_cost_of_each_phase(tmp_path: Path) -> None:
     config = on_gpus(tmp_path, sampling__max_tokens=2000, sampling__n=2, training__max_steps=None)
-    found = by_phase(estimate_phases(config, load_prices(), work_of(config, 10_000)))
+    found = by_phase(estimate_phases(config, load_prices(), read_shapes(config), work_of(config, 10_000)))
     generate, train = found["generate"], found["train"]
     assert generate.tokens == 10_000 * 2 * 1000
     assert generate.usd == pytest.approx(generate.seconds / 3600 * 3.0, rel=1e-3)
@@ -70,7 +72,9 @@ def test_measured_speeds_take_the_place_of_formulas() -> None:
         evaluation={"addition": {"num_problems": 50}},
     )
     work = Work({"teacher": 1950}, {"teacher": Lengths(9, 30)}, 50, makes_teacher=True)
-    seconds = {each.phase: each.seconds for each in estimate_phases(config, load_prices(), work, MEASURED)}
+    seconds = {
+        each.phase: each.seconds for each in estimate_phases(config, load_prices(), read_shapes(config), work, MEASURED)
+    }
     assert seconds == {
         "make_teacher": 10 + 10 * 0.5,
         "generate": 20 + 2000 * 30 / 1000 / 2,
@@ -82,7 +86,7 @@ def test_measured_speeds_take_the_place_of_formulas() -> None:
 def test_teacher_that_is_there_already_takes_no_time() -> None:
     config = make_config()
     work = Work({"teacher": 10}, {"teacher": Lengths(9, 30)}, 0, makes_teacher=False)
-    assert "make_teacher" not in by_phase(estimate_phases(config, load_prices(), work, MEASURED))
+    assert "make_teacher" not in by_phase(estimate_phases(config, load_prices(), read_shapes(config), work, MEASURED))
 
 
 def test_home_made_teacher_is_expected_to_answer_as_long_as_its_lessons() -> None:
@@ -208,6 +212,21 @@ def test_estimate_is_held_against_what_happened() -> None:
         "expected of actual, by formula, not calibrated",
         "$1.3 of $1.4 for these phases (0.93)",
     ]
+
+
+def test_time_left_follows_the_answers_without_another_look_at_any_file(tmp_path: Path) -> None:
+    """It is asked with every shard: models and tables that are gone by then are not missed."""
+    model, run_dir = tmp_path / "model", make_run(tmp_path / "run")
+    model.mkdir()
+    changed = {"sampling__max_tokens": 8000, "training__max_steps": None, "training__sequence_length": 128}
+    config = on_gpus(model, run_dir=str(run_dir.root), **changed)
+    with Progress(config.name, run_dir) as progress, RunContext(config, run_dir, progress) as ctx:
+        left = TimeLeft(ctx)
+        expected_s = left.after("generate")
+        shutil.rmtree(model)
+        shutil.rmtree(str(run_dir.root))
+        assert left.after("generate") == expected_s > left.after("train")
+        assert left.after("generate", {"teacher": 10.0}) < expected_s
 
 
 def test_run_without_an_estimate_has_none_in_its_report() -> None:
