@@ -32,11 +32,11 @@ test: setup ## Everything that runs on a CPU: unit, integration, short chaos.
 test-unit: setup ## Unit tests alone, in seconds.
 	$(VENV)/python -m pytest tests/unit $(ARGS)
 
-test-slow: setup ## Integration tests that are mostly waiting, minutes each: an elastic group of workers.
-	$(VENV)/python -m pytest -m "slow and not gpu" tests/integration $(ARGS)
+test-slow: setup ## What takes minutes each: an elastic group, a whole program and a whole cluster killed.
+	$(VENV)/python -m pytest -m "slow and not gpu" -s tests/integration tests/chaos $(ARGS)
 
 chaos: setup ## Kill things, the long version: 200 random schedules, about an hour.
-	$(VENV)/python -m pytest tests/chaos -s --chaos-schedules 200 $(ARGS)
+	$(VENV)/python -m pytest -s tests/chaos/test_schedules.py --chaos-schedules 200 $(ARGS)
 
 lint: setup ## ruff, mypy and the layering; what pre-commit and CI run.
 	$(VENV)/ruff check
