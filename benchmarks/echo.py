@@ -55,11 +55,11 @@ class EchoTeacher:
         with self._meter.call():
             if self._script.rows_at_once is not None:
                 async for results in yield_in_groups(self._decode(each) for each in batch):
-                    self._meter.count(results)
+                    self._count(results)
                     yield results
                 return
             results = await self._answer(batch)
-            self._meter.count(results)
+            self._count(results)
             yield results
 
     async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
@@ -87,10 +87,12 @@ class EchoTeacher:
             await asyncio.sleep(NEVER_S)
         if call in script.late_at_calls:
             raise TimeoutError("the script says that this call is late")
-        results = [answer(each, script.refuse_token) for each in batch]
-        if script.tally is not None:
-            _note(Path(script.tally), sum(len(sample.token_ids) for each in results for sample in each.samples))
-        return results
+        return [answer(each, script.refuse_token) for each in batch]
+
+    def _count(self, results: list[GenerateResult]) -> None:
+        self._meter.count(results)
+        if self._script.tally is not None:
+            _note(Path(self._script.tally), sum(len(sample.token_ids) for each in results for sample in each.samples))
 
 
 def answer(request: GenerateRequest, refuse_token: int | None = None) -> GenerateResult:
@@ -119,6 +121,14 @@ def tokens_made(tally: Path) -> int:
     return sum(int(line) for file in tally.glob("*.tokens") for line in file.read_text().split())
 
 
+def start_serve() -> None:
+    """Start Serve without HTTP, where it is not there yet."""
+    from ray import serve  # connected by the caller; readers of this module need no Ray
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after its import, which sets it
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+
+
 def deploy(
     name: str,
     script: EchoScript,
@@ -132,10 +142,9 @@ def deploy(
 
     ``scaling`` are options of its deployment in place of a fixed number of replicas.
     """
-    from ray import serve  # connected by the caller; readers of this module need no Ray
+    from ray import serve
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after its import, which sets it
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+    start_serve()
     options: dict[str, Any] = {
         "name": "echo",
         "max_ongoing_requests": 64,
