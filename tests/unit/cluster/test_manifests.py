@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.job_submission import JobDetails
 
+from cluster.jobs import Metadata, stop_wait_s
 from cluster.metrics import METRICS
 from cluster.submit import COMMANDS
 from configs.load import load_run_config
@@ -157,6 +159,11 @@ def test_job_runs_a_command_that_resumes_and_has_an_end() -> None:
     assert len(mounted) == 4
     assert all([mount["mountPath"] for mount in mounts] == ["/mnt/runs"] for mounts in mounted)
     assert (config.run_dir or "").startswith("/mnt/runs/")
+    known = Metadata(config.name, command, str(Path(recipe).relative_to("/opt/stillhouse")), config.run_dir or "")
+    assert spec["metadata"] == known.to_ray()  # without it `stillhouse jobs` would not show the job
+    environment = yaml.safe_load(spec["runtimeEnvYAML"])
+    details = JobDetails(type="SUBMISSION", status="RUNNING", entrypoint=spec["entrypoint"], runtime_env=environment)
+    assert stop_wait_s(details) == config.deadlines.shutdown
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
