@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from cluster.audit_cli import audit
 from cluster.gateway_cli import gateway
 from cluster.jobs_cli import DASHBOARD, jobs
 from cluster.signals import interrupt_on_sigterm
@@ -39,6 +40,7 @@ app = App(
 
 terms = App(name="terms", help="Licences and terms: what the policy says, and what it means for a recipe.")
 app.command(terms)
+app.command(audit)
 app.command(gateway)
 app.command(jobs)
 

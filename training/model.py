@@ -18,7 +18,7 @@ _PROBE_TOLERANCE = 1e-3
 
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a directory or Hub repository; UserError names what is missing."""
-    _check_directory(path, "tokenizer")
+    check_directory(path, "tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -78,7 +78,7 @@ def find_decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 def _read_model(job: TrainJob) -> PreTrainedModel:
     assert job.model is not None
-    _check_directory(job.model, "model")
+    check_directory(job.model, "model")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             job.model,
@@ -189,7 +189,8 @@ def _set_attention(model: PreTrainedModel, job: TrainJob) -> None:
         ) from error
 
 
-def _check_directory(path: str, what: str) -> None:
+def check_directory(path: str, what: str) -> None:
+    """Raise UserError when ``path`` looks like a directory and is none; ``what`` says what of."""
     looks_local = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise UserError(f"the {what} directory {path!r} does not exist; give an existing directory or OWNER/NAME")
