@@ -6,19 +6,17 @@
 from dataclasses import dataclass
 
 from cluster.model_shape import BYTES_BY_DTYPE, BYTES_BY_QUANTIZATION, ModelShape
+from cluster.student_memory import recomputed_part, student_bytes
 from configs.prices import Price
-from configs.schema import EngineConfig, TrainingConfig, TrainingDtype
+from configs.schema import Device, EngineConfig, TrainingConfig
 
 GIB = 2**30
 ENGINE_OVERHEAD_GIB = 2.0  # CUDA context, graphs and the activations of one engine step
 TRAINER_OVERHEAD_GIB = 2.0  # CUDA context, NCCL's buffers, fragments
 USABLE = 0.95  # of a GPU's memory while training
-LOGITS_AT_A_TIME = 2**25  # as `training.loss` makes them
-LOGIT_COPIES = 3  # logits, their exponentials, their gradient; each in float32
 BANDWIDTH_USE, DECODE_USE, PREFILL_USE, TRAINING_USE = 0.6, 0.4, 0.5, 0.4  # of the peaks of the data sheet
 STEP_OVERHEAD_S = 0.004  # of an engine's step: scheduling, sampling, detokenising
 RECOMPUTED = 1.0 / 3.0  # full recomputation is one more forward pass, of three passes' worth
-OPTIMIZER_BYTES = 16.0  # weight, gradient and AdamW's two moments in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,49 +84,9 @@ def weight_bytes(shape: ModelShape, engine: EngineConfig) -> float:
 def fit_student(
     shape: ModelShape, training: TrainingConfig, workers: int, memory_gib: float, trained_part: float = 1.0
 ) -> StudentFit:
-    """Memory of one of ``workers``; ``trained_part`` is the part of the weights that are trained, small under LoRA."""
-    available = memory_gib * USABLE - TRAINER_OVERHEAD_GIB
-    state, activations = student_state_bytes(shape, training, workers, trained_part), activation_bytes(shape, training)
-    return StudentFit(state / GIB, activations / GIB, available)
-
-
-def student_state_bytes(shape: ModelShape, training: TrainingConfig, workers: int, trained_part: float = 1.0) -> float:
-    """Weights, gradients and optimiser of one worker, and what FSDP gathers while it computes (bytes)."""
-    shards = training.shard_size or workers
-    per_weight = 4.0 + (OPTIMIZER_BYTES - 4.0) * trained_part
-    state = shape.weights * per_weight / shards
-    if training.dtype is TrainingDtype.FLOAT32 and shards == 1:
-        return state  # used as they are
-    width = _bytes_of(training)
-    head_gradient = 4.0 * trained_part * shape.embedding_weights
-    gathered = 2 * shape.layer_weights * width + shape.embedding_weights * width * (1 if shape.is_tied else 2)
-    return state + gathered + head_gradient
-
-
-def activation_bytes(shape: ModelShape, training: TrainingConfig) -> float:
-    """What one micro-batch keeps for its backward pass, and the logits of a chunk of the loss (bytes)."""
-    tokens, width = training.micro_batch_sequences * training.sequence_length, _bytes_of(training)
-    # Norms compute in float32 and keep their input and its normal form in it.
-    per_layer = shape.activations_per_token() * width + (4 * shape.hidden * (4.0 - width))
-    recomputed = recomputed_part(training)
-    # A layer that is recomputed keeps its input, and one at a time is there in full.
-    kept = shape.layers * ((1 - recomputed) * per_layer + recomputed * shape.hidden * width)
-    at_once = per_layer if recomputed else 0.0
-    backward = (2 * shape.mlp * shape.experts_per_token + shape.hidden) * width  # gradients on their way
-    logits = LOGIT_COPIES * 4.0 * min(tokens * shape.vocabulary, LOGITS_AT_A_TIME)
-    return tokens * (kept + at_once + backward + 3 * shape.hidden * width) + logits
-
-
-def recomputed_part(training: TrainingConfig) -> float:
-    """Part of the layers whose activations are computed again."""
-    policy = training.activation_checkpointing
-    if policy == "none":
-        return 0.0
-    return 1.0 if policy == "full" else 1.0 / int(policy.rpartition("-")[2])
-
-
-def _bytes_of(training: TrainingConfig) -> float:
-    return 4.0 if training.dtype is TrainingDtype.FLOAT32 else 2.0
+    """Memory of one of ``workers``, on a GPU; ``trained_part`` is the part of the weights that are trained."""
+    needed = student_bytes(shape, training, workers, Device.GPU, trained_part)
+    return StudentFit(needed.state / GIB, needed.activations / GIB, memory_gib * USABLE - TRAINER_OVERHEAD_GIB)
 
 
 def decode_tokens_per_s(shape: ModelShape, engine: EngineConfig, price: Price, devices: int, length: float) -> float:

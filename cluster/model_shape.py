@@ -1,4 +1,4 @@
-"""What a model's ``config.json`` says of its size: weights, cache and activations, without loading anything."""
+"""What a model's ``config.json`` says of its size and its layers, without loading anything."""
 
 import json
 from dataclasses import dataclass
@@ -36,6 +36,15 @@ class ModelShape:
     """Bytes of a weight where the files are quantised."""
     has_head_norms: bool = False
     """Whether queries and keys are normalised head by head, as in Qwen3."""
+    has_norm_kernel: bool = False
+    """Whether norms are torch's own LayerNorm; RMSNorms are written out in Python."""
+    mlp_tensors: int = 4
+    """Tensors of the MLP's size that one keeps: gate, its activation, up and their product."""
+    has_dropout: bool = False
+    """Whether embeddings, attention's output and the MLP's output lose some of their numbers."""
+    has_attention_dropout: bool = False
+    has_flex: bool = True
+    """Whether transformers has FlexAttention for it."""
 
     @property
     def layer_weights(self) -> int:
@@ -68,18 +77,6 @@ class ModelShape:
         """Keys and values of one token in all layers; of layers with a sliding window an upper bound."""
         return 2 * self.layers * self.kv_heads * self.head_size * bytes_each
 
-    def activations_per_token(self) -> int:
-        """Numbers that a layer keeps for its backward pass, for each token.
-
-        Two norms keep their input and their normalised input, the matrices after them their input: 6 times hidden.
-        Attention keeps queries, keys, values and its output, and the projection its input; keys and values are
-        repeated for each head. A gated MLP keeps gate, its activation, up and their product.
-        """
-        attention = self.heads * self.head_size
-        head_norms = 2 * (attention + self.kv_heads * self.head_size) if self.has_head_norms else 0
-        mlp = (4 if self.mlp_matrices == 3 else 2) * self.mlp * self.experts_per_token
-        return 6 * self.hidden + 5 * attention + head_norms + mlp
-
 
 def shape_of_repository(model: str, revision: str | None) -> ModelShape | None:
     """Of a directory, or of a repository in the Hub's cache; None where neither is here or the sizes are not known."""
@@ -101,7 +98,8 @@ def read_shape(config: dict[str, Any]) -> ModelShape | None:
     if not hidden or not layers or not heads or "kv_lora_rank" in config:  # latent attention has other matrices
         return None
     kind = str(config.get("model_type", ""))
-    is_plain = kind == "gpt2"
+    is_gpt2 = kind == "gpt2"
+    usual_dropout = 0.1 if is_gpt2 else 0.0  # where the file does not say
     mlp = _first(config, ("moe_intermediate_size", "intermediate_size", "n_inner")) or 4 * hidden
     experts = _first(config, ("num_local_experts", "num_experts")) or 1
     stored = config.get("quantization_config") or {}
@@ -114,11 +112,17 @@ def read_shape(config: dict[str, Any]) -> ModelShape | None:
         mlp=mlp,
         vocabulary=config.get("vocab_size", ASSUMED_VOCABULARY),
         is_tied=config.get("tie_word_embeddings", kind.startswith(TIED_BY_DEFAULT)),
-        mlp_matrices=2 if is_plain else 3,
+        mlp_matrices=2 if is_gpt2 else 3,
         experts=experts,
         experts_per_token=_first(config, ("num_experts_per_tok", "experts_per_token")) or 1,
         stored_bytes=BYTES_BY_QUANTIZATION.get(stored.get("quant_method", "")),
         has_head_norms=kind.startswith("qwen3"),
+        has_norm_kernel=is_gpt2,
+        # GPT-2's own GELU is a formula of five steps, any other a kernel that keeps its input.
+        mlp_tensors=(5 if config.get("activation_function", "gelu_new") == "gelu_new" else 2) if is_gpt2 else 4,
+        has_dropout=config.get("resid_pdrop", usual_dropout) > 0,
+        has_attention_dropout=config.get("attn_pdrop", config.get("attention_dropout", usual_dropout)) > 0,
+        has_flex=not is_gpt2,
     )
 
 
