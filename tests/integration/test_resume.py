@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -70,3 +71,28 @@ def test_run_stops_in_generation_when_its_budget_is_reached(shared_runs: Path) -
     assert stopped.code == 3, stopped.err
     assert "raise budget.max_usd" in stopped.err
     assert json.loads((directory / "spending.json").read_text())["usd"] > 0
+
+
+def test_training_stops_with_a_checkpoint_when_its_budget_is_reached_and_goes_on_with_a_larger_one(
+    shared_runs: Path, undisturbed: Path
+) -> None:
+    """The clock of a training starts with its cluster, so a budget a second above what is spent ends in its steps."""
+    directory = shared_runs / "budget-of-training"
+    # The same rows for a student of its own, which takes so many steps that only a budget ends them.
+    shutil.copytree(undisturbed, directory, ignore=shutil.ignore_patterns("config.json", "training"))
+    seen: list[list[str]] = []
+    for _ in range(2):
+        spent_s = json.loads((directory / "spending.json").read_text())["seconds"]
+        budget = f"budget.max_hours={(spent_s + 1) / 3600}"
+        steps = ("training.max_steps=10000", "training.log_every=1")
+        stopped = stillhouse("train", *SMALL, *steps, f"run_dir={directory}", budget)
+        assert stopped.code == 3, stopped.err
+        assert "of 10000, with a checkpoint" in stopped.err
+        assert "raise budget.max_hours" in stopped.err
+        [metrics] = directory.glob("training/student-*/metrics.jsonl")
+        seen.append(metrics.read_text().splitlines())
+        last = json.loads(seen[-1][-1])["step"]
+        assert (metrics.parent / "checkpoints" / f"step-{last:08d}" / "complete.json").is_file()
+    first, second = seen
+    assert len(first) < len(second)
+    assert second[: len(first)] == first  # no step was taken again
