@@ -27,7 +27,7 @@ from cluster.phases.train import student_job, train
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
 from configs.load import parse_run_config
-from configs.schema import Device, MakeTeacherConfig, RunConfig, TrainingConfig, TruncationPolicy, VerifierName
+from configs.schema import Device, MakeTeacherConfig, Phases, RunConfig, TrainingConfig, TruncationPolicy, VerifierName
 from services.dataset import read_rows_by_teacher, read_tokens_by_teacher
 from training import storage
 from training.job import StepMetrics, TrainResult
@@ -69,6 +69,7 @@ def make_miniature(config: RunConfig, run_dir: str) -> RunConfig:
     tree["acceptance"]["verifier"] = VerifierName.NONE.value
     tree["sampling"]["truncation"] = TruncationPolicy.KEEP.value
     tree["student"]["control"] = False
+    tree["cluster"] |= {"phases": Phases.IN_TURN.value, "teacher_labels": {}, "student_labels": {}}
     _shorten(tree["training"])
     for name in config.pool:
         teacher = tree["teachers"][name] if config.teachers else tree["teacher"]

@@ -1,5 +1,6 @@
 """What every phase is given: configuration, run directory, progress, and the cluster, started when first needed."""
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -48,6 +49,12 @@ class RunContext:
             self.progress.update(detail="")
             self.budget.spent(now=True)  # the clock starts
         return self._session
+
+    def beside(self, progress: Progress) -> "RunContext":
+        """The same run for a phase on another thread, with a display of its own; the session must be there."""
+        twin = copy.copy(self)
+        twin.progress = progress
+        return twin
 
     def _rate(self) -> Rate | None:
         return None if self._session is None else cluster_rate(self._session.nodes(), self.prices)

@@ -56,6 +56,8 @@ def _gpus_needed(config: RunConfig) -> dict[str, int]:
     needed = {key: sum(teachers)} if teachers else {}
     if student_uses_gpu(config):
         needed["training.num_workers"] = config.training.min_workers
+    if config.is_overlapped and needed:
+        needed = {" and ".join(needed) + " together (cluster.phases=overlapped)": sum(needed.values())}
     return needed
 
 

@@ -207,6 +207,20 @@ def _evaluate_by_formula(
     )
 
 
+def overlapped_s(config: RunConfig, work: Work, phases: list[PhaseEstimate]) -> float:
+    """Seconds that GENERATE and TRAIN have in common, by which a run is shorter than its phases together.
+
+    The student's first pass follows the teacher; further ones want all rows. 0 for phases in turn.
+    """
+    seconds = {each.phase: each.seconds for each in phases}
+    if not config.is_overlapped or not {"generate", "train"} <= seconds.keys():
+        return 0.0
+    once = config.training.model_copy(update={"max_steps": None, "epochs": 1})
+    rows = sum(work.prompts.values()) * config.sampling.n
+    in_once, in_all = (count_steps(training, rows, mean_lengths(work))[0] for training in (once, config.training))
+    return min(seconds["generate"], seconds["train"] * min(1.0, in_once / in_all))
+
+
 def count_steps(training: TrainingConfig, rows: int, lengths: Lengths) -> tuple[int, float]:
     """Steps of a training on so many rows, and the tokens that go through them; sequences count as full."""
     row_tokens = rows * (lengths.prompt + lengths.completion)
@@ -262,6 +276,8 @@ def assumptions(config: RunConfig, measured: Calibration | None) -> list[str]:
     prices = (
         f"prices of {config.cluster.prices or 'configs/prices.yaml, which are examples (cluster.prices names yours)'}"
     )
+    if config.is_overlapped:
+        prices = f"while phases overlap, teacher and student have devices of their own; {prices}"
     if len(accelerator_types(config)) > 1:
         prices += "; the student's GPU type is not known where teachers name several"
     if measured is not None:

@@ -5,7 +5,7 @@ from collections import Counter
 
 from cluster.calibration import load_calibration
 from cluster.estimate import check_capacity, memory_lines, read_shapes
-from cluster.forecast import PhaseEstimate, Work, assumptions, estimate_phases, expected_lengths
+from cluster.forecast import PhaseEstimate, Work, assumptions, estimate_phases, expected_lengths, overlapped_s
 from cluster.models import is_teacher_made
 from cluster.phases.plan import held_out_prompts
 from cluster.preflight import check_sources
@@ -58,7 +58,8 @@ def print_plan(config: RunConfig) -> None:
         *(f"replicas  {_replicas(config, name)}" for name in config.pool),
         f"student   {_student(config)}",
         f"training  {_workers(training)} workers, {_batch(training)} a step, "
-        f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}",
+        f"{f'{training.max_steps:,} steps' if training.max_steps else f'{training.epochs} epochs'}"
+        f"{', beginning while the teacher writes' if config.is_overlapped else ''}",
         f"terms     {decision.verdict.value.replace('_', ' ')} by policy {decision.policy_version}, "
         f"{len(decision.duties)} duties (stillhouse terms explain)",
         *_estimate_lines(config, prices, asked, held_out, characters / rows),
@@ -81,7 +82,8 @@ def _estimate_lines(
     lines += [f"expected  {_phase(each)}" for each in phases]
     if phases:
         usd = sum(each.usd for each in phases if each.usd is not None)
-        lines.append(f"expected  {_time(sum(each.seconds for each in phases))} and ${usd:,.4g} together")
+        seconds = sum(each.seconds for each in phases) - overlapped_s(config, work, phases)
+        lines.append(f"expected  {_time(seconds)} and ${usd:,.4g} together")
     lines += [f"assumed   {line}" for line in assumptions(config, measured)]
     return lines
 

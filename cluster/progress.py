@@ -1,9 +1,11 @@
 """What a run shows of itself: a live display on a terminal, a line every few seconds in a log, a file for ``status``.
 
-Phases report plain numbers; nothing is read back from logs. On a cluster the same numbers are Ray's metrics.
+Phases report plain numbers; nothing is read back from logs. On a cluster the same numbers are Ray's metrics. Two phases
+may report side by side, each from threads of its own.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +55,9 @@ class Progress:
         self._state = ProgressState(run)
         self._run_dir = run_dir
         self._metrics = MetricsExporter(run)
+        self._is_in_phase = False
+        self._shown_by, self._other = self, self
+        self._lock = threading.RLock()
         self._live: Any = None
         self._line_at = self._file_at = 0.0
         self._line = ""
@@ -74,15 +79,28 @@ class Progress:
         self._write_file()
 
     @contextmanager
+    def beside(self) -> Iterator["Progress"]:
+        """Show a second phase's reports, those of what this yields, together with the first one's."""
+        other = Progress(self._state.run, self._run_dir)
+        other._shown_by, other._lock, self._other = self, self._lock, other
+        try:
+            yield other
+        finally:
+            self._other = self
+
+    @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Report a phase; prints how long it took when it ends well."""
-        self._state = ProgressState(self._state.run, phase=name)
-        self._show(now=True)
+        with self._lock:
+            self._state, self._is_in_phase = ProgressState(self._state.run, phase=name), True
+            self._shown_by._show(now=True)
         started = time.monotonic()
         try:
             yield
         finally:
-            self._metrics.close()
+            with self._lock:
+                self._is_in_phase = False
+                self._metrics.close()
         self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
 
     @property
@@ -92,10 +110,11 @@ class Progress:
 
     def expect(self, total: int, unit: str, done: int = 0, label: str = "") -> None:
         """Start counting towards ``total``."""
-        state = self._state
-        state.label = label
-        state.total, state.unit, state.done, state.done_at_start = total, unit, done, done
-        state.phase_started = time.time()
+        with self._lock:
+            state = self._state
+            state.label = label
+            state.total, state.unit, state.done, state.done_at_start = total, unit, done, done
+            state.phase_started = time.time()
 
     def update(
         self,
@@ -105,39 +124,49 @@ class Progress:
         **numbers: float | None,
     ) -> None:
         """Report the newest numbers, those that are known; shown now or with the next line."""
-        state = self._state
-        if done is not None:
-            state.done = done
-        if detail is not None:
-            state.detail = detail
-        if later_s is not None:
-            state.later_s = later_s
-        state.numbers.update({name: value for name, value in numbers.items() if value is not None})
-        state.updated = time.time()
-        self._show()
+        with self._lock:
+            state = self._state
+            if done is not None:
+                state.done = done
+            if detail is not None:
+                state.detail = detail
+            if later_s is not None:
+                state.later_s = later_s
+            state.numbers.update({name: value for name, value in numbers.items() if value is not None})
+            state.updated = time.time()
+            self._shown_by._show()
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        if self._live is not None:
-            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        live = self._shown_by._live
+        if live is not None:
+            live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def _sides(self) -> list["Progress"]:
+        """What is under way: this and the phase beside it, or the one of them that goes on alone."""
+        sides = [self] if self._other is self else [self, self._other]
+        return [side for side in sides if side._is_in_phase] or [self]
+
     def _show(self, *, now: bool = False) -> None:
-        clock = time.monotonic()
+        clock, sides = time.monotonic(), self._sides()
         if now or clock - self._file_at >= FILE_EVERY_S:
             self._file_at = clock
             self._write_file()
-            self._metrics.record(asdict(self._state), self._state.eta_s)
-        line = render_line(asdict(self._state), self._state.eta_s)
+            for side in sides:
+                side._metrics.record(asdict(side._state), side._state.eta_s)
+        lines = [render_line(asdict(side._state), side._state.eta_s) for side in sides]
+        line = "\n".join(lines)
         if self._live is not None:
-            self._live.update(_render_live(self._state, line))
+            self._live.update(_render_live([side._state for side in sides], lines))
         elif line != self._line and (now or clock - self._line_at >= LINE_EVERY_S):
             self._line_at, self._line = clock, line
             print(line, file=sys.stderr, flush=True)
 
     def _write_file(self) -> None:
-        state = {**asdict(self._state), "eta_s": self._state.eta_s, "ended": self._ended, "written": time.time()}
+        first, *others = ({**asdict(side._state), "eta_s": side._state.eta_s} for side in self._sides())
+        state = {**first, "beside": others[0] if others else None, "ended": self._ended, "written": time.time()}
         self._run_dir.write_json("progress.json", state)
 
 
@@ -162,12 +191,16 @@ def _number(value: float | int) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _render_live(state: ProgressState, line: str) -> Any:
+def _render_live(states: list[ProgressState], lines: list[str]) -> Any:
     from rich.columns import Columns
+    from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.spinner import Spinner
 
-    parts: list[Any] = [Spinner("dots")]
-    if state.total:
-        parts.append(ProgressBar(total=state.total, completed=state.done, width=24))
-    return Columns([*parts, line])
+    rows = []
+    for state, line in zip(states, lines, strict=True):
+        parts: list[Any] = [Spinner("dots")]
+        if state.total:
+            parts.append(ProgressBar(total=state.total, completed=state.done, width=24))
+        rows.append(Columns([*parts, line]))
+    return Group(*rows)

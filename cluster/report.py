@@ -33,6 +33,8 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
         if records[phase] is None:
             raise UserError(f"{run_dir.root} has no report yet: phase {phase} is not done; run the same command again")
     seconds = {phase: record["seconds"] for phase, record in records.items() if record is not None}
+    overlap = _read_overlap(run_dir, seconds)
+    in_common_s = _in_common(overlap, seconds, ("generate", "seal", "hand_over", "train"))
     evaluation = records["evaluate"] or {}
     train = (records["train"] or {})["student"]
     return {
@@ -47,8 +49,24 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
         "engine": (records["generate"] or {}).get("engine"),
         "teachers": read_rows_by_teacher(run_dir.completions_uri),
         "quarantined": (records["train"] or {}).get("quarantined", []),
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "seconds": {**seconds, "total": round(sum(seconds.values()) - in_common_s, 3)},
+        "overlap": overlap,
     }
+
+
+def _read_overlap(run_dir: RunDir, seconds: dict[str, float]) -> dict[str, float] | None:
+    """What phases side by side came to; None where they were not, in the commands that finished them."""
+    record = run_dir.phase_record("overlap")
+    if record is None or (record["generate_s"], record["train_s"]) != (seconds["generate"], seconds["train"]):
+        return None
+    return {key: record[key] for key in ("makespan_s", "first_step_s", "in_turn_s", "split_s")}
+
+
+def _in_common(overlap: dict[str, float] | None, seconds: dict[str, float], phases: tuple[str, ...]) -> float:
+    """The seconds of ``phases`` that would be counted twice."""
+    if overlap is None:
+        return 0.0
+    return max(0.0, sum(seconds.get(phase, 0.0) for phase in phases) - overlap["makespan_s"])
 
 
 def build_costed_report(ctx: RunContext) -> dict[str, Any]:
@@ -56,7 +74,8 @@ def build_costed_report(ctx: RunContext) -> dict[str, Any]:
     report = build_report(ctx.run_dir, ctx.config.name)
     cost = build_cost(ctx, report, ctx.prices)
     usage = [Usage(**use) for use in cost["usage"]]
-    estimate = compare_estimate(ctx.run_dir.read_json(ESTIMATE_FILE), report["seconds"], usage)
+    in_common_s = _in_common(report["overlap"], report["seconds"], ("generate", "train"))
+    estimate = compare_estimate(ctx.run_dir.read_json(ESTIMATE_FILE), report["seconds"], usage, in_common_s)
     return {**report, "cost": cost, "estimate": estimate}
 
 
@@ -116,6 +135,12 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     lines.append(f"tokens    {tokens['teacher_output']:,} by the teacher, {tokens['student_loss']:,} into the student")
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
     lines.append(f"seconds   {seconds}")
+    if overlap := report.get("overlap"):
+        lines.append(
+            f"overlap   {overlap['makespan_s']:.0f} s until the student had caught up, first step after "
+            f"{overlap['first_step_s']:.0f} s; expected in turn {overlap['in_turn_s']:.0f} s, with the nodes split for "
+            f"good {overlap['split_s']:.0f} s"
+        )
     if cost := report.get("cost"):
         lines += _titled("cost", cost_lines(cost))
     if estimate := report.get("estimate"):

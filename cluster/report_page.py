@@ -154,6 +154,7 @@ def number_tables(report: dict[str, Any]) -> list[tuple[str, str, list[tuple[str
         ("tokens", "tokens", report["tokens"]),
         ("training", "losses in nats per token", report["training"]),
         ("seconds", "s", report["seconds"]),
+        *([("overlap", "s", report["overlap"])] if report.get("overlap") else []),
     )
     return [(name, unit, [(key, show_value(value)) for key, value in part.items()]) for name, unit, part in sections]
 

@@ -9,6 +9,7 @@ from cluster.phases.export import export
 from cluster.phases.generate import generate
 from cluster.phases.hand_over import hand_over
 from cluster.phases.make_teacher import make_teacher
+from cluster.phases.overlap import generate_and_train
 from cluster.phases.plan import plan
 from cluster.phases.seal import seal_dataset
 from cluster.phases.terms import check_terms
@@ -17,8 +18,9 @@ from cluster.run_estimate import keep_estimate
 
 Phase = Callable[[RunContext], Any]
 
-GENERATE: tuple[Phase, ...] = (check_terms, make_teacher, plan, keep_estimate, generate, seal_dataset, hand_over)
+PLAN: tuple[Phase, ...] = (check_terms, make_teacher, plan, keep_estimate)
+GENERATE: tuple[Phase, ...] = (*PLAN, generate, seal_dataset, hand_over)
 TRAIN: tuple[Phase, ...] = (train,)
 EVALUATE: tuple[Phase, ...] = (evaluate,)
 EXPORT: tuple[Phase, ...] = (export,)
-RUN: tuple[Phase, ...] = GENERATE + TRAIN + EVALUATE + EXPORT
+RUN: tuple[Phase, ...] = (*PLAN, generate_and_train, *EVALUATE, *EXPORT)

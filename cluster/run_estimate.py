@@ -8,7 +8,7 @@ from deltalake import DeltaTable
 from cluster.calibration import Calibration, load_calibration
 from cluster.context import RunContext
 from cluster.estimate import read_shapes
-from cluster.forecast import Lengths, Work, estimate_phases, expected_lengths
+from cluster.forecast import Lengths, Work, estimate_phases, expected_lengths, overlapped_s
 from cluster.phases.plan import evaluation_uris, planned_rows
 from cluster.run_dir import PHASES
 from cluster.usage import Usage, sum_usd
@@ -26,11 +26,13 @@ def keep_estimate(ctx: RunContext) -> dict[str, Any]:
     if kept is not None and kept["rows"] == rows:
         return kept
     measured = load_calibration(ctx.config)
-    phases = estimate_phases(ctx.config, ctx.prices, read_shapes(ctx.config), planned_work(ctx, measured), measured)
+    work = planned_work(ctx, measured)
+    phases = estimate_phases(ctx.config, ctx.prices, read_shapes(ctx.config), work, measured)
     estimate = {
         "rows": rows,
         "calibrated_at": None if measured is None else measured.measured_at,
         "phases": [asdict(each) for each in phases],
+        "overlapped_s": overlapped_s(ctx.config, work, phases),
     }
     ctx.run_dir.write_json(FILE, estimate)
     words = ", ".join(f"{each.phase} {each.seconds:,.0f} s" for each in phases)
@@ -76,20 +78,27 @@ class TimeLeft:
         work = replace(self._work, lengths=lengths)
         later = PHASES[PHASES.index(phase) + 1 :]
         phases = estimate_phases(self._config, self._prices, self._shapes, work, self._measured)
-        return sum(each.seconds for each in phases if each.phase in later)
+        common_s = overlapped_s(self._config, work, phases) if phase == "generate" else 0.0
+        return sum(each.seconds for each in phases if each.phase in later) - common_s
 
 
 def compare_estimate(
-    estimate: dict[str, Any] | None, seconds: dict[str, float], usage: list[Usage]
+    estimate: dict[str, Any] | None, seconds: dict[str, float], usage: list[Usage], overlapped_s: float = 0.0
 ) -> dict[str, Any] | None:
-    """The section ``estimate`` of the report: each phase that was estimated, and those together."""
+    """The section ``estimate`` of the report: each phase that was estimated, and those together.
+
+    ``overlapped_s`` are the seconds that two of them had in common.
+    """
     if estimate is None:
         return None
     lines = [_compare(each, seconds[each["phase"]], usage) for each in estimate["phases"] if each["phase"] in seconds]
     if not lines:
         return None
+    in_common = {"estimated_s": estimate.get("overlapped_s", 0.0), "actual_s": overlapped_s}
     total = {
-        key: None if any(line[key] is None for line in lines) else sum(line[key] for line in lines)
+        key: None
+        if any(line[key] is None for line in lines)
+        else sum(line[key] for line in lines) - in_common.get(key, 0)
         for key in ("estimated_s", "actual_s", "estimated_usd", "actual_usd")
     }
     return {

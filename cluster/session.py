@@ -52,11 +52,12 @@ class Session:
         limits = None if self.embedded else state.get_max_resources_from_cluster_config()
         return None if limits is None else int(max(limits.get("GPU", 0), self.resources().get("GPU", 0)))
 
-    def nodes(self) -> list[dict[str, float]]:
-        """The resources of each node that is up."""
+    def nodes(self, labels: dict[str, str] | None = None) -> list[dict[str, float]]:
+        """The resources of each node that is up and has the ``labels``."""
         import ray
 
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes, wanted = [node for node in ray.nodes() if node["Alive"]], (labels or {}).items()
+        return [node["Resources"] for node in nodes if wanted <= (node["Labels"] or {}).items()]
 
     def device(self, wanted: Device, accelerator_type: str | None = None) -> Device:
         """What ``auto`` stands for on this cluster."""

@@ -40,7 +40,8 @@ def status_lines(run_dir: RunDir) -> list[str]:
     lines = [f"{state['run']}: {'running' if running else 'not running'} ({run_dir.root}, last sign {age:.0f} s ago)"]
     if seconds := _phase_seconds(run_dir):
         lines.append("done      " + ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items()))
-    lines.append(f"{'now' if running else 'last':<9} {render_line(state, state['eta_s'] if running else None)}")
+    for each in filter(None, (state, state.get("beside"))):
+        lines.append(f"{'now' if running else 'last':<9} {render_line(each, each['eta_s'] if running else None)}")
     lines += [f"{name:<9} {_in_words(counts)}" for name, counts in _teachers(run_dir).items()]
     if (ledger := _ledger(run_dir)) is not None:
         states = {key: ledger[key] for key in ("accepted", "rejected", "failed", "pending")}

@@ -122,6 +122,7 @@ def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "Teac
         device=device,
         kind=kind or engine_kind(teacher.engine, device),
         binding=bind_teacher(config, source),
+        labels=config.cluster.teacher_labels,
     )
 
 

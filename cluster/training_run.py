@@ -1,5 +1,6 @@
 """Runs training jobs on the session's cluster and shows their metrics as progress."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.context import RunContext
@@ -9,11 +10,20 @@ from training.output import load_result
 
 
 def run_training(
-    ctx: RunContext, jobs: list[TrainJob], device: Device, later_s: float | None = None
+    ctx: RunContext,
+    jobs: list[TrainJob],
+    device: Device,
+    later_s: float | None = None,
+    *,
+    labels: dict[str, str] | None = None,
+    on_metrics: Callable[[StepMetrics], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[TrainResult]:
     """Train one after another in the same workers; jobs that are done already are not done again.
 
-    ``later_s`` is what the phases after this one are expected to take.
+    ``later_s`` is what the phases after this one are expected to take. Workers are placed on nodes with the ``labels``.
+    ``on_metrics`` is called with each line of metrics, those of earlier commands among them. ``should_stop`` is asked
+    every few seconds; `training.trainer.Stopped` is raised once it says so and all is saved.
     """
     finished = [result for job in jobs if (result := load_result(job)) is not None]
     if len(finished) == len(jobs):
@@ -24,6 +34,7 @@ def run_training(
     names = [job.name for job in jobs]
 
     def show(job: TrainJob, metrics: StepMetrics) -> None:
+        on_metrics(metrics)
         if ctx.progress.label != job.name:
             ctx.progress.expect(metrics.num_steps, f"steps of {job.name}", metrics.step, label=job.name)
         step_s = metrics.seconds / min(metrics.step, job.training.log_every)
@@ -46,7 +57,8 @@ def run_training(
             max_failures=jobs[0].training.max_failures,
             worker_start_deadline_s=ctx.config.deadlines.worker_start,
             on_metrics=show,
-            should_stop=ctx.budget.is_reached,
+            should_stop=lambda: should_stop() or ctx.budget.is_reached(),
+            labels=labels,
         )
     except Stopped as stopped:
         ctx.progress.say(f"{ctx.progress.label or jobs[0].name}: {stopped}")

@@ -30,7 +30,7 @@ def find_usage(
     """Who held what in a phase, for the seconds that it recorded; the program itself counts as one core."""
     uses, seconds = [], record["seconds"]
 
-    def use(pool: str, device: str | None, count: int) -> None:
+    def use(pool: str, device: str | None, count: int, seconds: float = seconds) -> None:
         price = prices.root.get(device) if device else None
         used = round(count * seconds, 3)
         uses.append(Usage(phase, pool, device, count, seconds, used, used * price.usd_per_second if price else None))
@@ -48,11 +48,16 @@ def find_usage(
                     kind, size = CPU_CORE, teacher.engine.threads
                 use(f"teacher.{name}", kind, size * teacher.max_replicas)
         case "train" | "evaluate":
-            on_gpu = student_device == Device.GPU
-            count = config.training.max_workers if on_gpu else count_cores(config.training)
+            on_gpu, training = student_device == Device.GPU, config.training
+            kind = student_accelerator(config) if on_gpu else CPU_CORE
+            count = training.max_workers if on_gpu else count_cores(training)
             if phase == "evaluate":
                 count = len(record["jobs"])  # a task for each student, of one device
-            use("student", student_accelerator(config) if on_gpu else CPU_CORE, count)
+            grown_s = record.get("grown_s", seconds)
+            if grown_s < seconds:  # beside the teacher, whose devices are counted with it
+                use("student", kind, count * training.min_workers // training.max_workers, round(seconds - grown_s, 3))
+            if grown_s:
+                use("student", kind, count, grown_s)
         case _:
             use("program", CPU_CORE, 1)
     return uses

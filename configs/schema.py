@@ -26,6 +26,8 @@ ONLY_TEACHER = "teacher"  # name of the one teacher of a recipe that has no seve
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Part of an application's name and of the table's statistics, which keep 32 characters of a text.
 TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+# Ray reads more into a selector's value, such as in(a, b); one value is what a pool of nodes has.
+Labels = dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]
 
 
 def _check_workers(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -88,6 +90,13 @@ class TransferMode(StrEnum):
     AUTO = "auto"
     TOKEN_IDS = "token_ids"
     TEXT = "text"
+
+
+class Phases(StrEnum):
+    """How teacher and student share the cluster."""
+
+    IN_TURN = "in_turn"
+    OVERLAPPED = "overlapped"
 
 
 class Schedule(StrEnum):
@@ -553,6 +562,16 @@ class ClusterConfig(Section):
     """Logical CPUs of the embedded cluster; unset takes the machine's."""
     object_store_mib: Annotated[int, Field(ge=80)] = 256
     """Object store of the embedded cluster (MiB)."""
+    phases: Phases = Phases.IN_TURN
+    """``in_turn`` gives the whole cluster to the teacher and then to the student; ``overlapped`` has the student learn
+    from rows as they are committed, while the teacher writes the others. Its first pass has them in the order of the
+    commits, which makes it another student of the same rows."""
+    teacher_labels: Labels = Field(default_factory=dict)
+    """Labels of the nodes that replicas may take while phases overlap; set together with ``student_labels``. Unset
+    shares all nodes."""
+    student_labels: Labels = Field(default_factory=dict)
+    """Labels of the nodes that the student may take beside the teacher; once that has ended it may take all, where
+    ``training.num_workers`` is a pair."""
     max_gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that the cluster has, or may grow to; a run that needs more is refused before anything is started. Unset
     looks at nothing but the cluster's own autoscaler."""
@@ -665,6 +684,43 @@ class RunConfig(Section):
         if strange := sorted(self.terms.teachers.keys() - self.teachers.keys()):
             known = ", ".join(self.teachers) or "none; for one teacher it is terms.teacher"
             raise ValueError(f"terms.teachers.{strange[0]} must be one of the recipe's teachers ({known})")
+        return self
+
+    @property
+    def is_overlapped(self) -> bool:
+        """Whether the student learns while the teacher writes."""
+        return self.cluster.phases is Phases.OVERLAPPED
+
+    @model_validator(mode="after")
+    def _check_overlapped(self) -> Self:
+        cluster = self.cluster
+        if not self.is_overlapped:
+            if cluster.teacher_labels or cluster.student_labels:
+                raise ValueError(
+                    "cluster.teacher_labels and cluster.student_labels split the cluster for overlapped phases; set "
+                    "cluster.phases=overlapped, or leave them out"
+                )
+            return self
+        if bool(cluster.teacher_labels) != bool(cluster.student_labels):
+            raise ValueError(
+                "set both cluster.teacher_labels and cluster.student_labels, or neither: one side alone would take the "
+                "nodes of the other"
+            )
+        refused = {
+            "student.control=false, as that student learns from sealed rows": self.student.control,
+            "training.max_steps, which the learning rate follows before all rows are there": (
+                self.training.max_steps is None
+            ),
+            "student.transfer=token_ids, as rows are not tokenised anew on their way": (
+                self.student.transfer is TransferMode.TEXT
+            ),
+            "training.objective.ground_truth_share=0, as such rows are made from sealed ones": (
+                self.training.objective.ground_truth_share > 0
+            ),
+        }
+        for wanted, is_missing in refused.items():
+            if is_missing:
+                raise ValueError(f"cluster.phases=overlapped needs {wanted}; set that, or cluster.phases=in_turn")
         return self
 
     @model_validator(mode="after")

@@ -106,6 +106,14 @@ def read_tokens_by_teacher(uri: str) -> dict[str, tuple[int, int]]:
     return {teacher: (prompts[teacher], completions[teacher]) for teacher in prompts}
 
 
+def read_lineage(uri: str) -> tuple[LineageCount, ...]:
+    """The rows committed so far by where they came from, as a seal counts them, batch by batch."""
+    rows, accepted = Counter[tuple[str | None, ...]](), Counter[tuple[str | None, ...]]()
+    for batch in DeltaTable(uri).to_pyarrow_dataset().to_batches(columns=[*LICENSED_COLUMNS, "status"]):
+        _count_lineage(pa.Table.from_batches([batch]), rows, accepted)
+    return _in_order(rows, accepted)
+
+
 def count_rows(file: ShardFile) -> dict[str, int]:
     """How many rows of a committed shard ended in each state, from the log's statistics alone."""
     ledger = _count([file], 0)
@@ -156,8 +164,8 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
         _count_lineage(columns, rows, accepted)
         files.append(SealedFile(file.path, file.num_rows, digest))
     planned_rows = sum(each.num_rows for each in plan) * samples_per_prompt
-    lineage = tuple(LineageCount(values, number, accepted[values]) for values, number in sorted(rows.items(), key=str))
-    return Seal(table.version(), _count(list(completed.values()), planned_rows), tuple(files), lineage)
+    ledger = _count(list(completed.values()), planned_rows)
+    return Seal(table.version(), ledger, tuple(files), _in_order(rows, accepted))
 
 
 def _count(files: list[ShardFile], planned_rows: int) -> Ledger:
@@ -189,6 +197,12 @@ def _count_lineage(
         values = tuple(group.get(name) for name in LICENSED_COLUMNS)
         rows[values] += group["count_all"]
         accepted[values] += group["count_all"] if group["status"] == RowStatus.ACCEPTED else 0
+
+
+def _in_order(
+    rows: Counter[tuple[str | None, ...]], accepted: Counter[tuple[str | None, ...]]
+) -> tuple[LineageCount, ...]:
+    return tuple(LineageCount(values, number, accepted[values]) for values, number in sorted(rows.items(), key=str))
 
 
 def _check_ids(found: list[tuple[str, int]], planned: list[str], samples: int, file: ShardFile) -> None:

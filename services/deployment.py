@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
@@ -31,7 +31,7 @@ METRICS_OF_S = 15.0  # Serve wants more than its reports' interval of 10 s; the 
 class TeacherApp:
     """One teacher as it is deployed: the Serve application ``name`` with ``model`` (a directory or repository).
 
-    Its replicas load nothing but what ``binding`` says.
+    Its replicas load nothing but what ``binding`` says, and are placed on nodes that have the ``labels``.
     """
 
     name: str
@@ -41,6 +41,7 @@ class TeacherApp:
     device: Device
     kind: EngineKind
     binding: Binding | None = None
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 def start_teacher(app: TeacherApp) -> DeploymentHandle:
@@ -143,6 +144,7 @@ def _in_process_app(app: TeacherApp) -> serve.Application:
     actor = {
         "num_cpus": app.teacher.engine.threads,
         "runtime_env": {"env_vars": engine_environment(app.teacher.engine, app.kind, app.device)},
+        **({"label_selector": app.labels} if app.labels else {}),
     }
     deployment = serve.deployment(
         InProcessTeacher, name=f"teacher:{app.served_name}", ray_actor_options=actor, **options
@@ -156,6 +158,8 @@ def _llm_config(app: TeacherApp, options: dict[str, Any]) -> Any:
 
     teacher, on_gpu = app.teacher, app.device is Device.GPU
     actor = {"num_cpus": 1 if on_gpu else teacher.engine.threads}
+    # Serve takes one selector for each bundle of a replica.
+    placement = {"placement_group_bundle_label_selector": [app.labels]} if app.labels else {}
     return LLMConfig(
         model_loading_config={"model_id": app.served_name, "model_source": app.model},
         engine_kwargs=engine_kwargs(teacher, app.device),
@@ -163,7 +167,7 @@ def _llm_config(app: TeacherApp, options: dict[str, Any]) -> Any:
         accelerator_config=None if on_gpu else {"kind": "cpu"},
         # On a CPU the replica's own bundle has the engine's cores; a worker's would reserve one that nobody uses.
         placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0}]},
-        deployment_config={**_deployment_options(), "ray_actor_options": actor, **options},
+        deployment_config={**_deployment_options(), "ray_actor_options": actor, **placement, **options},
         runtime_env={"env_vars": engine_environment(teacher.engine, app.kind, app.device)},
         log_engine_metrics=True,
     )

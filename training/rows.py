@@ -143,7 +143,8 @@ class GrowingRows:
         if time.monotonic() - self._grown_at > deadline_s:
             raise DeadlineExceeded(
                 f"the student has learnt from all {len(self._committed)} of {self._commits.num_files} shards that the "
-                f"teacher has committed, and no other one came for {deadline_s:.0f} s (deadlines.no_progress)"
+                f"teacher has committed, and no other one came for {deadline_s:.0f} s (deadlines.replica_start and "
+                "deadlines.no_progress)"
             )
         time.sleep(_LOOK_EVERY_S)
         return []

@@ -92,11 +92,12 @@ def fit_jobs(
     worker_start_deadline_s: float,
     on_metrics: Callable[[TrainJob, StepMetrics], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    labels: dict[str, str] | None = None,
 ) -> list[TrainResult]:
     """Run several jobs one after another in the same workers, which start once; otherwise as `fit`.
 
     ``should_stop`` is asked every few seconds, on another thread; once it says so, the workers save a checkpoint within
-    a few steps and Stopped is raised.
+    a few steps and Stopped is raised. Workers are placed on nodes that have the ``labels``, on any without.
     The jobs must agree on device, ``training.num_workers`` and ``training.threads_per_worker``.
     """
     jobs = [replace(job, output_dir=_absolute(job.output_dir)) for job in jobs]
@@ -106,18 +107,18 @@ def fit_jobs(
     if None not in finished:
         return [result for result in finished if result is not None]
     with _following(jobs, on_metrics), _stopping(jobs, should_stop) as is_stopping:
-        _check_placement(jobs[0], worker_start_deadline_s)
-        while "preempted" in (answer := _run_trainer(jobs, max_failures)):
+        _check_placement(jobs[0], worker_start_deadline_s, labels or {})
+        while "preempted" in (answer := _run_trainer(jobs, max_failures, labels or {})):
             if is_stopping():
                 raise Stopped(answer["preempted"])
             logger.warning("%s", answer["preempted"])
-            _check_placement(jobs[0], worker_start_deadline_s)
+            _check_placement(jobs[0], worker_start_deadline_s, labels or {})
     if "user_error" in answer:
         raise UserError(answer["user_error"])
     return [TrainResult.from_dict(result) for result in answer["results"]]
 
 
-def _run_trainer(jobs: list[TrainJob], max_failures: int) -> dict[str, Any]:
+def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]) -> dict[str, Any]:
     """Return what rank 0 answered."""
     first = jobs[0]
     is_gpu = first.device is JobDevice.GPU
@@ -132,6 +133,7 @@ def _run_trainer(jobs: list[TrainJob], max_failures: int) -> dict[str, Any]:
             num_workers=first.training.num_workers,
             use_gpu=is_gpu,
             resources_per_worker=_bundle(first),
+            label_selector=labels or None,
             elastic_resize_monitor_interval_s=first.training.resize_check_every,
         ),
         run_config=RunConfig(
@@ -232,10 +234,11 @@ def _bundle(job: TrainJob) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": 1.0} if job.device is JobDevice.GPU else {})
 
 
-def _check_placement(job: TrainJob, deadline_s: float) -> None:
+def _check_placement(job: TrainJob, deadline_s: float, labels: dict[str, str]) -> None:
     """Wait until the fewest workers could be placed; Ray Train would wait for ever. An autoscaler sees the demand."""
     bundle, num_workers = _bundle(job), job.training.min_workers
-    group = placement_group([bundle] * num_workers, strategy="PACK")
+    selectors = [labels] * num_workers if labels else None
+    group = placement_group([bundle] * num_workers, strategy="PACK", bundle_label_selector=selectors)
     try:
         is_placed = group.wait(deadline_s)
     finally:
@@ -244,9 +247,10 @@ def _check_placement(job: TrainJob, deadline_s: float) -> None:
         return
     wanted = ", ".join(f"{amount * num_workers:g} {name}s" for name, amount in bundle.items())
     free = ", ".join(f"{ray.available_resources().get(name, 0.0):g} {name}s" for name in bundle)
+    where = f" on nodes with the labels {labels} (cluster.student_labels)" if labels else ""
     raise DeadlineExceeded(
-        f"training.num_workers={_shown(job.training)} wants {wanted} and after {deadline_s:g} s the cluster has {free} "
-        "free; lower training.num_workers, free what holds them, or raise deadlines.worker_start"
+        f"training.num_workers={_shown(job.training)} wants {wanted}{where} and after {deadline_s:g} s the cluster has "
+        f"{free} free; lower training.num_workers, free what holds them, or raise deadlines.worker_start"
     )
 
 

@@ -1,4 +1,8 @@
-"""TRAIN: the student on the sealed rows, and beside it a control student on their final answers alone."""
+"""TRAIN: the student on the sealed rows, and beside it a control student on their final answers alone.
+
+With overlapped phases the student learns in the order of the commits, beside the teacher (`cluster.phases.overlap`) or,
+where all rows are there by now, here.
+"""
 
 import hashlib
 import json
@@ -8,20 +12,21 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
-from cluster.admission import admit
+from cluster.admission import Quarantined, admit
 from cluster.context import RunContext
 from cluster.models import student_tokenizer, teacher_source
 from cluster.run_estimate import TimeLeft
 from cluster.terms import gate_training, recorded_sources, refusal
 from cluster.training_run import run_training
 from configs.errors import UserError
-from configs.schema import ObjectiveConfig
+from configs.schema import ObjectiveConfig, TrainingConfig
 from configs.table import TOKEN_IDS, RowStatus
 from configs.terms.policy import load_policy
 from services.verifiers import final_answer
-from training.job import DataFile, TrainJob, Transfer
-from training.output import load_result
+from training.job import Commits, DataFile, TrainJob, Transfer
+from training.output import load_result, read_learnt_files
 from training.quarantine import Exclusions, iterate_kept
 
 BATCH_ROWS = 1024  # of a shard, read at a time
@@ -39,8 +44,10 @@ CONTROL_SCHEMA = pa.schema(
 
 def train(ctx: RunContext) -> dict[str, Any]:
     """Train the student, and the control student where the recipe asks for one, in the same workers."""
+    manifest = _sealed(ctx)
     jobs = {"student": student_job(ctx)}
-    quarantined = gate_training(ctx.config, ctx.run_dir.read_json("manifest.json")).quarantined
+    quarantined = gate_training(ctx.config, manifest).quarantined
+    _check_learnt(jobs["student"], manifest)
     if ctx.config.student.control:
         jobs["control"] = control_job(ctx)
     record = ctx.run_dir.phase_record("train")
@@ -48,34 +55,66 @@ def train(ctx: RunContext) -> dict[str, Any]:
         return record
 
     def work() -> dict[str, Any]:
-        for each in quarantined:
-            ctx.progress.say(
-                f"terms: {each.accepted:,} accepted rows are left out of training: "
-                f"{refusal(each.finding, load_policy())}"
-            )
+        left_out = leave_out(ctx, quarantined)
         later_s = TimeLeft(ctx).after("train")
         results = run_training(ctx, list(jobs.values()), ctx.config.student.device, later_s)
-        left_out = [{**each.lineage, "accepted": each.accepted} for each in quarantined]
         return {name: asdict(result) for name, result in zip(jobs, results, strict=True)} | {"quarantined": left_out}
 
     return ctx.finish("train", work)
 
 
-def student_job(ctx: RunContext) -> TrainJob:
+def leave_out(ctx: RunContext, quarantined: tuple[Quarantined, ...]) -> list[dict[str, Any]]:
+    """Say which rows are not learnt from, and return what the phase's record has of it."""
+    for each in quarantined:
+        ctx.progress.say(
+            f"terms: {each.accepted:,} accepted rows are left out of training: {refusal(each.finding, load_policy())}"
+        )
+    return [{**each.lineage, "accepted": each.accepted} for each in quarantined]
+
+
+def student_job(ctx: RunContext, manifest: dict[str, Any] | None = None) -> TrainJob:
     """The job on the sealed version. Its directory is named by all that decides what is learnt.
 
-    Rows that are not allowed any more are left out of it, so a student that learnt from them is another job's.
+    Rows that are not allowed any more are left out of it, so a student that learnt from them is another job's. With
+    overlapped phases its rows are those of the table, in the order of the commits; while that grows, ``manifest`` is
+    what `cluster.phases.overlap` knows of it.
     """
-    manifest = ctx.run_dir.read_json("manifest.json")
-    if manifest is None:
-        raise UserError(
-            f"{ctx.run_dir.root} has no sealed data yet; run `stillhouse generate` with the same recipe first"
-        )
+    manifest = manifest or _sealed(ctx)
+    excluded = _excluded(ctx, manifest)
+    if ctx.config.is_overlapped:
+        return _job(ctx, "student", (), ctx.config.training, excluded, _commits(ctx))
     files = tuple(
         DataFile(ctx.run_dir.uri("completions", file["path"]), file["num_rows"], file["sha256"])
         for file in manifest["files"]
     )
-    return _job(ctx, "student", files, ctx.config.training, _excluded(ctx, manifest))
+    return _job(ctx, "student", files, ctx.config.training, excluded)
+
+
+def _sealed(ctx: RunContext) -> dict[str, Any]:
+    manifest: dict[str, Any] | None = ctx.run_dir.read_json("manifest.json")
+    if manifest is None:
+        raise UserError(
+            f"{ctx.run_dir.root} has no sealed data yet; run `stillhouse generate` with the same recipe first"
+        )
+    return manifest
+
+
+def _commits(ctx: RunContext) -> Commits:
+    """The table as it will be; a teacher that has to start first has its own deadline to do so."""
+    uri, deadlines = ctx.run_dir.completions_uri, ctx.config.deadlines
+    table_id, num_files = str(DeltaTable(uri).metadata().id), (ctx.run_dir.phase_record("plan") or {})["shards"]
+    return Commits(uri, table_id, num_files, deadlines.replica_start + deadlines.no_progress)
+
+
+def _check_learnt(job: TrainJob, manifest: dict[str, Any]) -> None:
+    """Hold what a student read while the table grew against what was sealed afterwards."""
+    sealed = {file["sha256"] for file in manifest["files"]}
+    strange = [file.path for file in read_learnt_files(job) if file.sha256 not in sealed]
+    if strange:
+        raise UserError(
+            f"the student has learnt from {strange[0]}, which is not among the sealed files; remove {job.output_dir} "
+            "and give the command again"
+        )
 
 
 def control_job(ctx: RunContext) -> TrainJob:
@@ -89,7 +128,14 @@ def _excluded(ctx: RunContext, manifest: dict[str, Any]) -> Exclusions:
     return admit(ctx.config, manifest, recorded_sources(manifest), load_policy()).excluded
 
 
-def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any, excluded: Exclusions = ()) -> TrainJob:
+def _job(
+    ctx: RunContext,
+    name: str,
+    files: tuple[DataFile, ...],
+    training: TrainingConfig,
+    excluded: Exclusions = (),
+    commits: Commits | None = None,
+) -> TrainJob:
     config, teacher = ctx.config, teacher_source(ctx.config, ctx.run_dir)
     plan = ctx.run_dir.phase_record("plan") or {}
     job = TrainJob(
@@ -106,6 +152,7 @@ def _job(ctx: RunContext, name: str, files: tuple[DataFile, ...], training: Any,
         trust_remote_code=config.student.trust_remote_code,
         template_kwargs=config.pool[config.main_teacher].chat_template_kwargs,
         excluded=excluded,
+        commits=commits,
     )
     return replace(job, output_dir=ctx.run_dir.uri("training", f"{name}-{job.fingerprint()[:12]}"))
 

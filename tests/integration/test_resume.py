@@ -16,6 +16,9 @@ from tests.integration.program import SMALL, Outcome, end_session, processes_of,
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SIGN_OF_LIFE_S = 240
+OVERLAPPED = ("cluster.phases=overlapped", "cluster.num_cpus=4", "training.packing_window_rows=64")
+# One row at a time, so that the teacher still writes when the student's workers have started.
+SLOW = ("generation.window_rows=1", "generation.rows_per_call=1")
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,11 @@ def undisturbed(shared_runs: Path) -> Path:
     return directory
 
 
-def end_when(directory: Path, is_time: Callable[[dict[str, Any]], bool], sign: signal.Signals) -> Outcome:
+def end_when(
+    directory: Path, is_time: Callable[[dict[str, Any]], bool], sign: signal.Signals, *overrides: str
+) -> Outcome:
     """Start the run, wait for a moment that its progress shows, and send the signal to the driver alone."""
-    process = start("run", *SMALL, f"run_dir={directory}")
+    process = start("run", *SMALL, *overrides, f"run_dir={directory}")
     give_up_at = time.monotonic() + SIGN_OF_LIFE_S
     try:
         while not is_time(progress_of(directory)):
@@ -63,6 +68,38 @@ def test_run_ended_twice_comes_to_the_same_ledger_and_student(shared_runs: Path,
     assert outcome.code == 0, outcome.err
     assert "generate: done" not in outcome.err  # it was done before the second end
     assert_same_result(directory, undisturbed)
+
+
+def read_curve(directory: Path) -> list[dict[str, Any]]:
+    """The lines of the one student that a run has trained."""
+    [file] = (directory / "training").glob("student-*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.slow  # two starts of everything on two cores, the first with a teacher that takes its time
+def test_overlapped_run_that_is_killed_goes_on_and_comes_to_the_ledger_of_phases_in_turn(
+    shared_runs: Path, undisturbed: Path
+) -> None:
+    directory = shared_runs / "overlapped"
+
+    def both_work(now: dict[str, Any]) -> bool:  # and the checkpoint of step 5 is there, as one is written at a time
+        beside = now.get("beside")
+        return now["phase"] == "generate" and bool(beside) and beside["phase"] == "train" and beside["done"] >= 15
+
+    end_when(directory, both_work, signal.SIGKILL, *OVERLAPPED, *SLOW)
+    before = read_curve(directory)
+    outcome = stillhouse("run", *SMALL, *OVERLAPPED, f"run_dir={directory}", timeout_s=600)
+    assert outcome.code == 0, outcome.err
+    report, in_turn = (json.loads((run / "report.json").read_text()) for run in (directory, undisturbed))
+    assert report["ledger"] == in_turn["ledger"]
+    assert report["accuracy"]["teacher"] == in_turn["accuracy"]["teacher"]
+    after = read_curve(directory)
+    assert [line["step"] for line in after] == list(range(5, 41, 5))
+    assert after[0] == before[0]  # steps that were not taken again
+    assert [line["loss"] for line in after[:3]] == pytest.approx([line["loss"] for line in before[:3]], abs=1e-6)
+    overlap, seconds = report["overlap"], report["seconds"]
+    assert 0 < overlap["first_step_s"] < overlap["makespan_s"]
+    assert seconds["total"] <= sum(value for phase, value in seconds.items() if phase != "total")
 
 
 def test_run_stops_in_generation_when_its_budget_is_reached(shared_runs: Path) -> None:

@@ -124,6 +124,14 @@ def test_what_cannot_be_is_refused(tmp_path: Path, changed: dict[str, Any], sent
         check_capacity(on_gpus(tmp_path, **changed), load_prices())
 
 
+def test_gpus_of_phases_side_by_side_add_up(tmp_path: Path) -> None:
+    overlapped = {"cluster__phases": "overlapped", "training__max_steps": 5, "teacher__min_replicas": 2}
+    check_capacity(on_gpus(tmp_path, teacher__max_replicas=2, cluster__max_gpus=10, **overlapped), load_prices())
+    sentence = r"training.num_workers together \(cluster.phases=overlapped\) needs 10 GPUs .* may grow to 9"
+    with pytest.raises(UserError, match=sentence):
+        check_capacity(on_gpus(tmp_path, teacher__max_replicas=2, cluster__max_gpus=9, **overlapped), load_prices())
+
+
 def test_cluster_whose_autoscaler_stops_below_is_refused(tmp_path: Path) -> None:
     check_capacity(on_gpus(tmp_path), load_prices(), gpu_limit=8)
     with pytest.raises(UserError, match="its autoscaler's limits"):

@@ -116,6 +116,16 @@ def test_gpus_are_counted_by_teacher_and_priced_by_their_type() -> None:
     assert (use.device, use.count) == ("cpu_core", 4)
 
 
+def test_student_beside_its_teacher_is_counted_with_its_fewest_workers_until_it_has_the_other_nodes() -> None:
+    config = make_config(teacher={"model": "a/b", "accelerator_type": "H100"}, training__num_workers=[2, 8])
+    few, most = find_usage(config, "train", {"seconds": 100.0, "grown_s": 30.0}, "gpu", priced(H100=3.6))
+    assert (few.count, few.seconds, most.count, most.seconds) == (2, 70.0, 8, 30.0)
+    [never] = find_usage(config, "train", {"seconds": 100.0, "grown_s": 0.0}, "gpu", priced(H100=3.6))
+    assert (never.count, never.device_seconds) == (2, 200.0)
+    [in_turn] = find_usage(config, "train", {"seconds": 100.0}, "gpu", priced(H100=3.6))
+    assert (in_turn.count, in_turn.device_seconds) == (8, 800.0)
+
+
 def test_gpu_of_an_unknown_type_has_no_price() -> None:
     config = make_config(teacher={"model": "a/b"})
     [use] = find_usage(config, "generate", {"seconds": 1.0, "devices": {"teacher": "gpu"}}, "gpu", load_prices())

@@ -18,7 +18,15 @@ from cluster.calibration import (
 )
 from cluster.context import RunContext
 from cluster.estimate import read_shapes
-from cluster.forecast import Lengths, PhaseEstimate, Work, count_steps, estimate_phases, expected_lengths
+from cluster.forecast import (
+    Lengths,
+    PhaseEstimate,
+    Work,
+    count_steps,
+    estimate_phases,
+    expected_lengths,
+    overlapped_s,
+)
 from cluster.progress import Progress
 from cluster.run_estimate import TimeLeft, compare_estimate, estimate_lines
 from cluster.usage import Usage, student_accelerator
@@ -81,6 +89,21 @@ def test_measured_speeds_take_the_place_of_formulas() -> None:
         "train": 5 + 2 * 100 * 0.25,  # the control student as well
         "evaluate": 3 + 50 * 0.01 * 3 / 2,  # three students where two were measured
     }
+
+
+@pytest.mark.parametrize(("max_steps", "in_common_s"), [(250, 33.75), (500, 32.5), (10, 7.5), (125, 36.25)])
+def test_phases_side_by_side_share_the_first_pass_over_the_rows(max_steps: int, in_common_s: float) -> None:
+    """16,000 rows of 50 tokens are 125 steps of 100 sequences of 64, a quarter of a second each and 5 s in all."""
+    settings = {"sequence_length": 64, "batch_sequences": 100, "max_steps": max_steps}
+    config = make_config(training=settings, teacher__max_replicas=2, cluster__phases="overlapped")
+    work = Work({"teacher": 16_000}, {"teacher": Lengths(10, 40)}, 0, makes_teacher=False)
+    phases = estimate_phases(config, load_prices(), read_shapes(config), work, MEASURED)
+    assert by_phase(phases)["generate"].seconds > in_common_s
+    assert overlapped_s(config, work, phases) == pytest.approx(in_common_s)
+    short = [PhaseEstimate("generate", 1, 3.0, None, ""), by_phase(phases)["train"]]
+    assert overlapped_s(config, work, short) == 3.0
+    in_turn = make_config(training=settings, teacher__max_replicas=2)
+    assert overlapped_s(in_turn, work, phases) == 0.0
 
 
 def test_teacher_that_is_there_already_takes_no_time() -> None:
@@ -212,6 +235,27 @@ def test_estimate_is_held_against_what_happened() -> None:
         "expected of actual, by formula, not calibrated",
         "$1.3 of $1.4 for these phases (0.93)",
     ]
+
+
+def test_estimate_of_phases_side_by_side_does_not_count_a_second_twice() -> None:
+    phases = [
+        {"phase": name, "tokens": 1, "seconds": 30.0, "usd": 0.3, "devices": ""} for name in ("generate", "train")
+    ]
+    estimate = {"calibrated_at": None, "phases": phases, "overlapped_s": 20.0}
+    found = compare_estimate(estimate, {"generate": 40.0, "train": 60.0}, [], 35.0)
+    assert found is not None
+    assert (found["total"]["estimated_s"], found["total"]["actual_s"]) == (40.0, 65.0)
+
+
+def test_time_left_of_phases_side_by_side_is_what_follows_the_teacher(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    left = {}
+    for phases in ("in_turn", "overlapped"):
+        config = on_gpus(tmp_path, run_dir=str(run_dir.root), training__max_steps=100, cluster__phases=phases)
+        with Progress(config.name, run_dir) as progress, RunContext(config, run_dir, progress) as ctx:
+            left[phases] = TimeLeft(ctx).after("generate"), TimeLeft(ctx).after("train")
+    assert left["overlapped"][0] < left["in_turn"][0]
+    assert left["overlapped"][1] == left["in_turn"][1]
 
 
 def test_time_left_follows_the_answers_without_another_look_at_any_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run shows of itself: the line, the time that is left, and the file that ``status`` reads."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,41 @@ def test_progress_of_a_phase_that_fails_does_not_say_done(run_dir: RunDir, capsy
         raise ValueError("no")
     assert "done" not in capsys.readouterr().err
     assert run_dir.read_json("progress.json")["ended"] is True
+
+
+def test_phases_side_by_side_are_shown_together_and_then_the_one_that_goes_on(
+    run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("small", run_dir) as progress, progress.beside() as other:
+        with other.phase("train"):
+            other.expect(4, "steps", label="student")
+            with progress.phase("generate"):
+                state = run_dir.read_json("progress.json")
+            assert (progress.label, other.label) == ("", "student")
+        assert (state["phase"], state["beside"]["phase"], state["beside"]["total"]) == ("generate", "train", 4)
+        with other.phase("train"):
+            state = run_dir.read_json("progress.json")
+            assert (state["phase"], state["beside"]) == ("train", None)
+    assert "\ngenerate\ntrain  0/4 steps (0 %)\n" in capsys.readouterr().err
+
+
+def test_phases_side_by_side_report_from_threads_of_their_own(run_dir: RunDir) -> None:
+    with (
+        Progress("small", run_dir) as progress,
+        progress.beside() as other,
+        other.phase("train"),
+        progress.phase("generate"),
+    ):
+        threads = [threading.Thread(target=count_numbers, args=(side,)) for side in (progress, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    state = run_dir.read_json("progress.json")
+    assert (state["phase"], len(state["numbers"])) == ("generate", 200)
+
+
+def count_numbers(side: Progress) -> None:
+    """New numbers, while the other side writes down what there is."""
+    for number in range(200):
+        side.update(**{f"number_{number}": float(number)})

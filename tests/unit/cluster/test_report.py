@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.report import build_report, completion_lengths, summary_lines
+from cluster.run_dir import RunDir
 from configs.errors import UserError
 from configs.table import RowStatus
 from tests.unit.cluster.runs import ACCURACY, SECONDS, make_finished_run, make_run
@@ -74,3 +75,28 @@ def test_summary_leaves_out_who_was_not_measured(tmp_path: Path) -> None:
     report = build_report(make_finished_run(tmp_path), "small")
     report["accuracy"] = {**ACCURACY, "student_control": None}
     assert "control" not in "\n".join(summary_lines(report))
+
+
+def make_overlapped_run(root: Path, **changed: float) -> RunDir:
+    """Of 54.75 s from GENERATE to TRAIN, 15 are those of both."""
+    run_dir = make_finished_run(root)
+    overlap = {"makespan_s": 37.75, "first_step_s": 4.0, "in_turn_s": 50.0, "split_s": 40.0}
+    seconds = {"generate_s": SECONDS["generate"], "train_s": SECONDS["train"]}
+    run_dir.write_json("phases/overlap.json", overlap | seconds | changed)
+    return run_dir
+
+
+def test_report_of_phases_side_by_side_counts_no_second_twice(tmp_path: Path) -> None:
+    report = build_report(make_overlapped_run(tmp_path), "small")
+    assert report["seconds"]["total"] == 59.25 - 15.0
+    assert report["overlap"] == {"makespan_s": 37.75, "first_step_s": 4.0, "in_turn_s": 50.0, "split_s": 40.0}
+    assert summary_lines(report)[-1] == (
+        "overlap   38 s until the student had caught up, first step after 4 s; expected in turn 50 s, with the nodes "
+        "split for good 40 s"
+    )
+
+
+def test_report_takes_no_overlap_of_phases_that_were_done_again_since(tmp_path: Path) -> None:
+    report = build_report(make_overlapped_run(tmp_path, train_s=31.0), "small")
+    assert report["overlap"] is None
+    assert report["seconds"]["total"] == 59.25

@@ -90,3 +90,10 @@ def test_status_that_watches_ends_with_the_run(tmp_path: Path, capsys: pytest.Ca
     write_progress(run_dir, ended=True)
     show_status(make_config(run_dir=str(tmp_path / "run")), watch=True)
     assert capsys.readouterr().out.splitlines() == status_lines(run_dir)
+
+
+def test_status_shows_both_phases_of_a_run_that_overlaps_them(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, skip=(2,))
+    train = {"phase": "train", "detail": "", "unit": "steps", "done": 1, "total": 4, "numbers": {}, "eta_s": 30.0}
+    write_progress(run_dir, beside=train)
+    assert "now       train  1/4 steps (25 %)  ETA 30 s" in status_lines(run_dir)

@@ -104,6 +104,27 @@ def test_control_student_needs_a_verifier_and_a_budget() -> None:
     assert config.student.control
 
 
+OVERLAPPED: dict[str, Any] = {"cluster__phases": "overlapped", "training__max_steps": 5}
+LABELS: dict[str, Any] = {"cluster__teacher_labels": {"pool": "a"}, "cluster__student_labels": {"pool": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"training__max_steps": None}, "needs training.max_steps"),
+        ({"student__control": True, "acceptance__verifier": "exact_answer"}, "needs student.control=false"),
+        ({"student__transfer": "text"}, "needs student.transfer=token_ids"),
+        ({"training__objective__ground_truth_share": 0.5}, "needs training.objective.ground_truth_share=0"),
+        ({"cluster__teacher_labels": {"pool": "a"}}, "set both cluster.teacher_labels and cluster.student_labels"),
+        ({**LABELS, "cluster__phases": "in_turn"}, "set cluster.phases=overlapped, or leave them out"),
+        ({**LABELS, "cluster__student_labels": {"pool": "in(a,b)"}}, "cluster.student_labels.pool"),
+    ],
+)
+def test_phases_that_cannot_overlap_are_refused(changed: dict[str, Any], sentence: str) -> None:
+    assert make_config(**OVERLAPPED, **LABELS).is_overlapped
+    assert sentence in refusal(**OVERLAPPED | changed)
+
+
 @pytest.mark.parametrize(("max_tokens", "accepted"), [(63, True), (64, False), (65, False)])
 def test_completion_must_leave_the_prompt_room_in_the_context(max_tokens: int, accepted: bool) -> None:
     changed = {"teacher__engine__max_model_len": 64, "sampling__max_tokens": max_tokens}

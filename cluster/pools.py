@@ -1,0 +1,77 @@
+"""Whether teacher and student fit the cluster side by side, told before either starts (``cluster.phases=overlapped``).
+
+Ray would wait for what cannot come, and a teacher that scales up would take what the student waits for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.session import Session
+from configs.errors import UserError
+from configs.schema import Device, RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What somebody holds: ``Demand("training.num_workers", {"CPU": 2.0})``."""
+
+    key: str
+    resources: Mapping[str, float]
+
+
+def check_side_by_side(config: RunConfig, session: Session) -> None:
+    """Hold teacher, clients and the student's fewest workers against the nodes; a cluster that grows is not asked.
+
+    Raises:
+        UserError: they do not fit; names what each of them needs, what there is, and the fix.
+    """
+    if session.gpu_limit() is not None:  # an autoscaler starts what is missing
+        return
+    from services.pipeline import CLIENT_CPUS  # imports Ray, as the session has
+
+    cluster, is_split = config.cluster, bool(config.cluster.student_labels)
+    teachers, student = teacher_demands(config, session.device, is_split=is_split), student_demand(config, session)
+    clients = Demand("generation.clients", {"CPU": CLIENT_CPUS * config.generation.clients * len(config.pool)})
+    if is_split:
+        check_room(teachers, session.nodes(cluster.teacher_labels), "nodes with cluster.teacher_labels")
+        check_room([student], session.nodes(cluster.student_labels), "nodes with cluster.student_labels")
+    check_room([*teachers, clients, student], session.nodes(), "cluster")
+
+
+def teacher_demands(
+    config: RunConfig, device: Callable[[Device, str | None], Device], *, is_split: bool
+) -> list[Demand]:
+    """Of each teacher: all replicas that it may have; on nodes of its own the fewest, as those are nobody else's."""
+    demands = []
+    for name, teacher in config.pool.items():
+        section = f"teachers.{name}" if config.teachers else "teacher"
+        replicas = teacher.min_replicas if is_split else teacher.max_replicas
+        on_gpu = device(teacher.engine.device, teacher.accelerator_type) is Device.GPU
+        needs = {"CPU": 1, "GPU": teacher.engine.gpus_per_replica} if on_gpu else {"CPU": teacher.engine.threads}
+        key = f"{section}.{'min' if is_split else 'max'}_replicas"
+        demands.append(Demand(key, {resource: float(replicas * each) for resource, each in needs.items()}))
+    return demands
+
+
+def student_demand(config: RunConfig, session: Session) -> Demand:
+    """Of the student beside the teacher, which has its fewest workers."""
+    workers, threads = config.training.min_workers, config.training.threads_per_worker
+    gpus = {"GPU": float(workers)} if session.device(config.student.device) is Device.GPU else {}
+    return Demand("training.num_workers", {"CPU": float(workers * threads), **gpus})
+
+
+def check_room(demands: Iterable[Demand], nodes: Iterable[Mapping[str, float]], where: str) -> None:
+    """Raises `UserError` when the nodes have less of a resource, all together, than is asked for."""
+    demands, nodes = list(demands), list(nodes)
+    for resource in ("CPU", "GPU"):
+        parts = {each.key: each.resources[resource] for each in demands if each.resources.get(resource)}
+        there = sum(node.get(resource, 0.0) for node in nodes)
+        if sum(parts.values()) > there:
+            said = ", ".join(f"{key} {amount:g}" for key, amount in parts.items())
+            # Logical CPUs are what Ray counts; on one machine they may share its cores.
+            more = "raise cluster.num_cpus" if resource == "CPU" else "add nodes"
+            raise UserError(
+                f"cluster.phases=overlapped: teacher and student need {sum(parts.values()):g} {resource}s at the same "
+                f"time ({said}), and the {where} has {there:g}; lower one of these, {more}, or set "
+                "cluster.phases=in_turn"
+            )
