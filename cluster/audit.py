@@ -216,8 +216,7 @@ def _require_tokens(num_scored: int, num_tokens: int, scheme: WatermarkScheme) -
 
 
 def _describe(key: WatermarkKey, scheme: WatermarkScheme) -> dict[str, Any]:
-    unused = {"green_bias"} if scheme.kind is WatermarkKind.GREEN_LIST else {"green_bias", "green_share"}
-    return {"key_id": key.key_id, "scheme": scheme.model_dump(mode="json", exclude=unused)}
+    return {"key_id": key.key_id, "scheme": scheme.parameters}
 
 
 def _scheme_words(scheme: WatermarkScheme) -> str:

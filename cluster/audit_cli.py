@@ -14,16 +14,18 @@ KEY_VARIABLE = "STILLHOUSE_WATERMARK_KEY"
 
 KeyEnv = Annotated[str, Parameter(help="Environment variable that holds the secret key.")]
 KeyFile = Annotated[Path | None, Parameter(help="File that holds the secret key; goes before the variable.")]
-KeyId = Annotated[str | None, Parameter(help="Id that the key must have, as it was recorded when the text was made.")]
-Kind = Annotated[WatermarkKind, Parameter(help="How the text was marked.")]
+KeyId = Annotated[str | None, Parameter(help="Id that the key must have; files of a run say it themselves.")]
+Kind = Annotated[WatermarkKind | None, Parameter(help="How text is marked; unset means gumbel. So with what follows.")]
 ContextTokens = Annotated[
-    int, Parameter(validator=validators.Number(gte=1, lte=16), help="Tokens before a token that decide its mark.")
+    int | None,
+    Parameter(validator=validators.Number(gte=1, lte=16), help="Tokens before a token that decide its mark; 4."),
 ]
 Channels = Annotated[
-    int, Parameter(validator=validators.Number(gte=1, lte=1024), help="Independent marks of the key, as configured.")
+    int | None, Parameter(validator=validators.Number(gte=1, lte=1024), help="Independent marks of the key; 1.")
 ]
 GreenShare = Annotated[
-    float, Parameter(validator=validators.Number(gt=0, lt=1), help="Green part of the vocabulary, for green_list.")
+    float | None,
+    Parameter(validator=validators.Number(gt=0, lt=1), help="Green part of the vocabulary, for green_list; 0.25."),
 ]
 Tokenizer = Annotated[str | None, Parameter(help="The teacher's tokenizer, for text: a directory or OWNER/NAME.")]
 Texts = Annotated[str, Parameter(help="Parquet, JSONL or text file, or a directory of Parquet files; any fsspec URI.")]
@@ -54,15 +56,17 @@ def text(
     key_env: KeyEnv = KEY_VARIABLE,
     key_file: KeyFile = None,
     key_id: KeyId = None,
-    kind: Kind = WatermarkKind.GUMBEL,
-    context_tokens: ContextTokens = 4,
-    channels: Channels = 1,
-    green_share: GreenShare = 0.25,
+    kind: Kind = None,
+    context_tokens: ContextTokens = None,
+    channels: Channels = None,
+    green_share: GreenShare = None,
     max_texts: MaxTexts = 10_000,
     report: Report = None,
     debug: Debug = False,
 ) -> int:
     """Tell how likely texts without the mark are to score as high: an exact p-value. Repeats count once.
+
+    Files of a run say how they were marked, and with which key; of other texts the options have to say it.
 
     Example: `stillhouse audit text essay.txt --tokenizer Qwen/Qwen3-8B --key-file watermark.key`
     """
@@ -70,8 +74,8 @@ def text(
     from cluster.audit_texts import read_texts
     from services.watermark.key import load_key
 
-    secret = load_key(key_env, key_file, key_id)
-    scheme = _scheme(kind, context_tokens, channels, green_share)
+    scheme, recorded_id = _find_scheme(texts, kind, context_tokens, channels, green_share)
+    secret = load_key(key_env, key_file, key_id or recorded_id)
     made = audit_texts(read_texts(texts, tokenizer, max_texts), secret, scheme)
     print("\n".join(made.lines))
     if report is not None:
@@ -91,10 +95,10 @@ def student(
     key_env: KeyEnv = KEY_VARIABLE,
     key_file: KeyFile = None,
     key_id: KeyId = None,
-    kind: Kind = WatermarkKind.GUMBEL,
-    context_tokens: ContextTokens = 4,
-    channels: Channels = 1,
-    green_share: GreenShare = 0.25,
+    kind: Kind = None,
+    context_tokens: ContextTokens = None,
+    channels: Channels = None,
+    green_share: GreenShare = None,
     decoys: Annotated[
         int, Parameter(validator=validators.Number(gte=20, lte=10_000), help="Other keys that are tried beside it.")
     ] = 100,
@@ -117,13 +121,14 @@ def student(
     from services.watermark.key import load_key
     from training.job import JobDevice
 
-    secret = load_key(key_env, key_file, key_id)
+    scheme, recorded_id = _find_scheme(texts, kind, context_tokens, channels, green_share)
+    secret = load_key(key_env, key_file, key_id or recorded_id)
     made = audit_model(
         model,
         base,
         read_texts(texts, tokenizer, max_texts),
         secret,
-        _scheme(kind, context_tokens, channels, green_share),
+        scheme,
         num_positions=positions,
         num_decoys=decoys,
         device=JobDevice.GPU if gpu else JobDevice.CPU,
@@ -134,7 +139,14 @@ def student(
     return 0
 
 
-def _scheme(kind: WatermarkKind, context_tokens: int, channels: int, green_share: float) -> "WatermarkScheme":
+def _find_scheme(
+    texts: str, kind: WatermarkKind | None, context_tokens: int | None, channels: int | None, green_share: float | None
+) -> "tuple[WatermarkScheme, str | None]":
+    """The scheme that was asked for, else the one that the files name, else the default; and the key's id they name."""
+    from cluster.audit_texts import read_mark
     from configs.watermark import WatermarkScheme
 
-    return WatermarkScheme(kind=kind, context_tokens=context_tokens, channels=channels, green_share=green_share)
+    asked = {"kind": kind, "context_tokens": context_tokens, "channels": channels, "green_share": green_share}
+    recorded = dict(read_mark(texts) or {})
+    key_id = recorded.pop("key_id", None)
+    return WatermarkScheme(**recorded | {name: value for name, value in asked.items() if value is not None}), key_id

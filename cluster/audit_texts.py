@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
-from configs.table import RowStatus
+from configs.table import SPEC_KEY, RowStatus
 
 TEXT_COLUMNS = ("completion", "text")
 _ROWS_AT_ONCE = 1024
@@ -39,14 +39,46 @@ def read_texts(uri: str, tokenizer: str | None, limit: int) -> list[TokenRow]:
     filesystem, path = fsspec.url_to_fs(uri)
     encode = _encoder(tokenizer)
     try:
-        is_directory = filesystem.isdir(path)
-        files = sorted(each for each in filesystem.find(path) if each.endswith(".parquet")) if is_directory else [path]
+        files = _files(filesystem, path)
         rows = list(islice((row for file in files for row in _read_file(filesystem, file, encode)), limit))
     except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise UserError(f"{uri} cannot be read ({error}); give a Parquet, JSONL or text file, or a directory") from None
     if not rows:
         raise UserError(f"{uri} has no text; of a run's completions only accepted rows count")
     return rows
+
+
+def read_mark(uri: str) -> dict[str, Any] | None:
+    """What Parquet files of a run say of the mark on their rows: `WatermarkConfig.recorded`; None without one.
+
+    Raises:
+        UserError: files below the directory have different marks.
+    """
+    filesystem, path = fsspec.url_to_fs(uri)
+    marks = list[dict[str, Any]]()
+    try:
+        for file in _files(filesystem, path):
+            if file.endswith(".parquet") and (mark := _mark_of(filesystem, file)) is not None and mark not in marks:
+                marks.append(mark)
+    except (OSError, pa.ArrowInvalid):
+        return None  # reading the texts says what is wrong
+    if len(marks) > 1:
+        ids = " and ".join(sorted({mark["key_id"] for mark in marks}))
+        raise UserError(f"the files below {uri} have different marks (of the keys {ids}); audit them one by one")
+    return marks[0] if marks else None
+
+
+def _mark_of(filesystem: Any, path: str) -> dict[str, Any] | None:
+    with filesystem.open(path, "rb") as file:
+        text = (pq.read_metadata(file).metadata or {}).get(SPEC_KEY.encode())
+    mark: dict[str, Any] | None = None if text is None else json.loads(text)["engine"].get("watermark")
+    return mark
+
+
+def _files(filesystem: Any, path: str) -> list[str]:
+    if not filesystem.isdir(path):
+        return [path]
+    return sorted(each for each in filesystem.find(path) if each.endswith(".parquet"))
 
 
 def _encoder(tokenizer: str | None) -> Encode:

@@ -14,6 +14,7 @@ from configs.identity import generation_fingerprint
 from configs.schema import Device, EngineKind, RunConfig
 from configs.table import LICENSES_JOINED, SPEC_KEY
 from configs.terms.records import Decision, Role, Source
+from configs.watermark import WatermarkConfig
 from services.client import TableJob
 from services.lineage import Lineage
 from services.vllm_adapter import vllm_version
@@ -37,11 +38,12 @@ def trace_tables(
         "device": device.value,
         **_plain(config.pool[teacher].engine),
     }
+    marked = {name: engine | _mark(config.pool[teacher].watermark, job) for name, job in tables.items()}
     return {
         name: replace(
             job,
-            lineage=_lineage(config, job, teacher, decision, engine, held_out=name != "completions"),
-            footer=job.footer | {SPEC_KEY: _spec(config, job, teacher, decision, engine)},
+            lineage=_lineage(config, job, teacher, decision, marked[name], held_out=name != "completions"),
+            footer=job.footer | {SPEC_KEY: _spec(config, job, teacher, decision, marked[name])},
         )
         for name, job in tables.items()
     }
@@ -102,6 +104,13 @@ def _spec(config: RunConfig, job: TableJob, teacher: str, decision: Decision, en
             "generation_fingerprint": generation_fingerprint(config),
         }
     )
+
+
+def _mark(watermark: WatermarkConfig | None, job: TableJob) -> dict[str, Any]:
+    """The mark on a table's rows, as a part of the engine's description; greedy rows have none."""
+    if watermark is None or job.sampling.temperature == 0:
+        return {}
+    return {"watermark": watermark.recorded}
 
 
 def _prompt_source(config: RunConfig, *, held_out: bool) -> str:

@@ -9,6 +9,7 @@ from cluster.run_dir import RunDir
 from configs.errors import UserError
 from configs.schema import RunConfig, TransferMode
 from services.prompts import read_prompts
+from services.watermark.key import load_key
 from training.job import Transfer
 from training.trackers import check_trackers
 
@@ -36,7 +37,7 @@ def check_models(config: RunConfig, run_dir: RunDir) -> Transfer:
 
 
 def check_sources(config: RunConfig) -> None:
-    """Check what can be seen without loading anything: directories, context lengths, what is installed.
+    """Check what can be seen without loading anything: directories, context lengths, what is installed, keys of marks.
 
     Raises:
         UserError: something is not there or does not fit.
@@ -45,6 +46,8 @@ def check_sources(config: RunConfig) -> None:
     for name, teacher in config.pool.items():
         if teacher.model is not None:
             _check_source(_key(config, name, "model"), teacher.model)
+        if (mark := teacher.watermark) is not None:
+            load_key(mark.key_env, mark.key_file, mark.key_id)
     if config.student.model is not None:
         _check_source("student.model", config.student.model)
         _check_context(config, config.student.model)

@@ -28,7 +28,8 @@ def print_origin(uri: str) -> None:
 
 def origin_lines(spec: dict[str, Any], num_rows: int) -> list[str]:
     """A generation specification in plain words."""
-    teacher, engine, decision = spec["teacher"], spec["engine"], spec["decision"]
+    teacher, engine, decision = spec["teacher"], dict(spec["engine"]), spec["decision"]
+    mark = engine.pop("watermark", None)
     prompts = spec["prompts"].get("source") or "problems that the run made itself"
     lines = [
         f"rows       {num_rows:,} of the run {spec['run']}, made by {spec['program']}",
@@ -40,6 +41,8 @@ def origin_lines(spec: dict[str, Any], num_rows: int) -> list[str]:
         f"decision   {decision['verdict'].replace('_', ' ')} on {decision['decided_on']} by policy "
         f"{decision['policy_version']}, sha256 {decision['policy_sha256'][:16]}",
     ]
+    if mark is not None:
+        lines.append(f"watermark  {_words(mark)}")
     for waiver in decision["waivers"]:
         lines += [
             f"waiver     {waiver['license']} of {waiver['source']} by {waiver['approver']} until {waiver['expires']},",

@@ -20,8 +20,10 @@ from pydantic import (
 from configs.gateway import GatewayConfig
 from configs.section import Section
 from configs.terms.recipe import TermsConfig
+from configs.watermark import WatermarkConfig, WatermarkKind
 
 ONLY_TEACHER = "teacher"  # name of the one teacher of a recipe that has no several
+MARKING_ARGUMENTS = frozenset({"additional_config", "logits_processors"})  # of vLLM's, by which a watermark gets there
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Part of an application's name and of the table's statistics, which keep 32 characters of a text.
@@ -371,6 +373,8 @@ class TeacherConfig(Section):
     """Run code that comes with the model repository. Leave it off unless you have read that code."""
     engine: EngineConfig = EngineConfig()
     """vLLM's settings in each replica."""
+    watermark: WatermarkConfig | None = None
+    """Mark what the teacher draws with a secret key; unset marks nothing."""
     accelerator_type: str | None = None
     """Ray's name of the GPU type that replicas need, such as H100 or H200."""
     min_replicas: PositiveInt = 1
@@ -389,6 +393,16 @@ class TeacherConfig(Section):
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"teacher.min_replicas ({self.min_replicas}) must not exceed teacher.max_replicas ({self.max_replicas})"
+            )
+        if self.watermark is not None and self.engine.speculative_config is not None:
+            raise ValueError(
+                "teacher.watermark cannot be had with teacher.engine.speculative_config, whose drafts vLLM accepts "
+                "without asking who marks; unset one of them"
+            )
+        if self.watermark is not None and (taken := self.engine.extra.keys() & MARKING_ARGUMENTS):
+            raise ValueError(
+                f"teacher.engine.extra: {min(taken)} would take the place of what teacher.watermark hands to vLLM; "
+                "leave it out, or unset teacher.watermark"
             )
         return self
 
@@ -746,4 +760,18 @@ class RunConfig(Section):
                     f"sampling.max_tokens ({self.sampling.max_tokens}) must be less than {key}.engine.max_model_len "
                     f"({limit}), which holds the prompt as well"
                 )
+            if teacher.watermark is not None:
+                self._check_watermark(key, teacher.watermark)
         return self
+
+    def _check_watermark(self, key: str, watermark: WatermarkConfig) -> None:
+        if self.sampling.temperature == 0:
+            raise ValueError(
+                f"{key}.watermark marks tokens as they are drawn, and sampling.temperature is 0, which draws none; "
+                "raise it, or unset the watermark"
+            )
+        if watermark.kind is WatermarkKind.GUMBEL and self.sampling.n > watermark.channels:
+            raise ValueError(
+                f"sampling.n ({self.sampling.n}) must not exceed {key}.watermark.channels ({watermark.channels}), or "
+                f"samples of a prompt would become alike; set {key}.watermark.channels={self.sampling.n}"
+            )

@@ -1,9 +1,9 @@
 """How a teacher's tokens are marked, as everyone must agree on it: who marks, who looks for marks, and the recipe."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from configs.section import Section
 
@@ -31,3 +31,36 @@ class WatermarkScheme(Section):
     """Part of the vocabulary that is green in a context; read by ``green_list`` only."""
     green_bias: PositiveFloat = 2.0
     """What is added to the logits of green tokens, after the temperature (nats); read by ``green_list`` only."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys that count for the kind, as JSON has them: what has to be recorded to find the mark again."""
+        unused = {WatermarkKind.GUMBEL: {"green_share", "green_bias"}, WatermarkKind.GREEN_LIST: set[str]()}
+        return self.model_dump(mode="json", include=WatermarkScheme.model_fields.keys() - unused[self.kind])
+
+
+class WatermarkConfig(WatermarkScheme):
+    """A secret key's mark on the tokens that a teacher draws; greedy answers, such as those to held-out problems, have
+    none. The key itself is never in a recipe."""
+
+    key_env: str | None = None
+    """Environment variable that holds the secret key on every machine that runs a replica, and where the command is
+    given; exactly one of ``key_env`` and ``key_file`` is set."""
+    key_file: str | None = None
+    """File that holds it, at the same path on those machines."""
+    key_id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    """The key's id, as ``stillhouse audit key`` prints it. Another key is refused, so that a run has one."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What rows and releases say of the mark: all but where the key lies."""
+        return {**self.parameters, "key_id": self.key_id}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.key_env is None) == (self.key_file is None):
+            raise ValueError(
+                "set exactly one of watermark.key_env (an environment variable) and watermark.key_file (a file) to "
+                "where the secret key is"
+            )
+        return self

@@ -3,10 +3,13 @@
 from typing import Any
 
 from configs.schema import Device, EngineConfig, EngineKind, TeacherConfig
+from configs.watermark import WatermarkConfig
 
 DTYPES = {"half": "float16", "float": "float32"}  # vLLM's other names
 # The least that its vector kernels take. vLLM's 128 shares no prefix shorter than that, and decodes no faster.
 CPU_BLOCK_TOKENS = 32
+# By name, so that the engine's own processes can load it; its settings travel in vLLM's configuration.
+MARKING_PROCESSOR, MARKING_SETTINGS = "services.watermark.processor:WatermarkProcessor", "stillhouse_watermark"
 CPU_BATCHED_TOKENS = 4096  # prompt tokens of one engine step, the default of `vllm.LLM`
 
 
@@ -40,7 +43,17 @@ def engine_kwargs(teacher: TeacherConfig, device: Device) -> dict[str, Any]:
         # vLLM 0.29 rewinds a seeded generator after a partial prefill, which torch's CPU generator cannot do.
         kwargs["enable_chunked_prefill"] = False
         kwargs["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, engine.max_model_len or 0)
-    return kwargs | engine.extra
+    return kwargs | _marking_kwargs(teacher.watermark) | engine.extra
+
+
+def _marking_kwargs(watermark: WatermarkConfig | None) -> dict[str, Any]:
+    """What loads the processor that marks, and tells it how; without a watermark nothing. The key is not among it."""
+    if watermark is None:
+        return {}
+    return {
+        "logits_processors": [MARKING_PROCESSOR],
+        "additional_config": {MARKING_SETTINGS: watermark.model_dump(mode="json")},
+    }
 
 
 def find_differences(engine: EngineConfig, resolved: dict[str, Any]) -> list[str]:

@@ -38,5 +38,7 @@ def _seal(ctx: RunContext) -> dict[str, Any]:
         )
     # Rows that are sealed again were made from what was recorded with them, whatever the recipe says by now.
     decision = decide(ctx.config, recorded_sources(ctx.run_dir.read_json("manifest.json")))
-    ctx.run_dir.write_json("manifest.json", {**sealed.to_dict(), "terms": decision.model_dump(mode="json")})
+    manifest = {**sealed.to_dict(), "terms": decision.model_dump(mode="json")}
+    marks = {name: each.watermark.recorded for name, each in ctx.config.pool.items() if each.watermark is not None}
+    ctx.run_dir.write_json("manifest.json", manifest | ({"watermarks": marks} if marks else {}))
     return {"versions": _versions(ctx), "ledger": sealed.ledger.to_dict()}

@@ -37,7 +37,7 @@ class WatermarkKey:
         return f"WatermarkKey({self.key_id})"
 
 
-def load_key(environment_name: str | None, file: Path | None, expected_id: str | None = None) -> WatermarkKey:
+def load_key(environment_name: str | None, file: str | Path | None, expected_id: str | None = None) -> WatermarkKey:
     """Read the key from a variable or, where one is named, from a file.
 
     Raises:
@@ -58,10 +58,10 @@ def load_key(environment_name: str | None, file: Path | None, expected_id: str |
     return key
 
 
-def _read(environment_name: str | None, file: Path | None) -> tuple[str, str]:
+def _read(environment_name: str | None, file: str | Path | None) -> tuple[str, str]:
     if file is not None:
         try:
-            return file.expanduser().read_text(encoding="utf-8"), f"the file {file}"
+            return Path(file).expanduser().read_text(encoding="utf-8"), f"the file {file}"
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise UserError(f"the watermark's key file {file} cannot be read ({reason}); {ADVICE}") from None

@@ -15,6 +15,7 @@ from cluster.cli import run_command
 from configs.table import TOKEN_IDS
 from configs.watermark import WatermarkKind, WatermarkScheme
 from services.watermark.key import WatermarkKey
+from tests.unit.configs.trees import TREE, put
 from training.tokenizer import build_character_tokenizer
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("sigterm_handler")]
@@ -229,6 +230,22 @@ def test_what_cannot_be_audited_is_told_in_a_sentence(
     if content is not None:
         (tmp_path / name).write_text(content)
     assert needle in error_of(capsys, "text", str(tmp_path / name))
+
+
+def test_run_without_its_key_or_with_another_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = {"key_env": "STILLHOUSE_WATERMARK_KEY", "key_id": "0" * 16}
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(put(put(TREE, "teacher.watermark", mark), "run_dir", str(tmp_path / "run")))
+    )
+    for command in ("plan", "generate"):
+        assert run_command([command, str(tmp_path / "recipe.yaml")]) == 2
+        assert f"holds the watermark key {KEY.key_id}, and the key {'0' * 16} is wanted" in capsys.readouterr().err
+    monkeypatch.delenv("STILLHOUSE_WATERMARK_KEY")
+    assert run_command(["plan", str(tmp_path / "recipe.yaml")]) == 2
+    assert "STILLHOUSE_WATERMARK_KEY is not set on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "phases").exists()
 
 
 def test_numbers_out_of_their_bounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from cluster.cards import sampling_words
 from cluster.cli import run_command
 from cluster.context import RunContext
 from cluster.phases.export import export
@@ -294,3 +295,10 @@ def test_verify_without_a_manifest_says_what_to_give(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(("size", "length"), [(0, 256), (65_536, 256), (65_537, 512), (2**28, 2**20), (10**12, 2**20)])
 def test_parts_are_as_fine_as_a_manifest_can_hold(size: int, length: int) -> None:
     assert part_bytes(size) == length
+
+
+def test_cards_and_bills_of_materials_name_the_mark_in_the_teachers_answers() -> None:
+    mark = {"key_env": "MY_KEY", "key_id": "0123456789abcdef", "kind": "green_list"}
+    words = sampling_words(make_config(teacher__watermark=mark))
+    assert words.endswith("; with the green_list watermark of the key 0123456789abcdef")
+    assert "watermark" not in sampling_words(make_config())

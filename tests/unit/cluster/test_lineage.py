@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cluster.lineage import trace_tables
 from cluster.terms import decide
 from cluster.terms_sources import without_login
-from configs.schema import Device, EngineKind, RunConfig
+from configs.schema import Device, EngineKind, RunConfig, SamplingConfig
 from configs.table import COMPLETIONS_SCHEMA, LICENSED_COLUMNS, SPEC_KEY
 from services.acceptance import Row, rows_to_table
 from services.client import TableJob
@@ -82,6 +82,23 @@ def test_engine_fingerprint_changes_with_what_the_engine_computes() -> None:
     other = {"model": LLAMA, "revision": COMMIT, "engine": {"dtype": "float16"}}
     assert traced(llama()).lineage.engine == first
     assert traced(llama(teacher=other)).lineage.engine != first
+
+
+def test_mark_is_in_the_specification_of_drawn_rows_alone_and_in_their_engine_fingerprint() -> None:
+    mark = {"key_env": "MY_KEY", "key_id": "0123456789abcdef", "context_tokens": 2}
+    marked = llama(teacher={"model": LLAMA, "revision": COMMIT, "watermark": mark})
+    spec = json.loads(traced(marked).footer[SPEC_KEY])
+    recorded = {"kind": "gumbel", "context_tokens": 2, "channels": 1, "key_id": "0123456789abcdef"}
+    assert spec["engine"]["watermark"] == recorded
+    assert "MY_KEY" not in traced(marked).footer[SPEC_KEY]
+    assert "watermark" not in traced(llama()).footer[SPEC_KEY]
+    assert traced(marked).lineage.engine != traced(llama()).lineage.engine
+    greedy = TableJob("p", "c", SamplingConfig(temperature=0.0), marked.acceptance, {})
+    held_out = trace_tables(
+        marked, {"completions": greedy}, "teacher", decide(marked), EngineKind.IN_PROCESS, Device.CPU
+    )["completions"]
+    assert "watermark" not in held_out.footer[SPEC_KEY]
+    assert held_out.lineage.engine == traced(llama()).lineage.engine
 
 
 SECRETS = {

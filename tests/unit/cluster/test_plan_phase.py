@@ -106,9 +106,20 @@ def test_seal_writes_the_manifest_once(ctx: RunContext) -> None:
     assert manifest["ledger"] == record["ledger"]
     assert record["ledger"] == {"planned": 6, "accepted": 6, "rejected": 0, "failed": 0, "pending": 0}
     assert [file["num_rows"] for file in manifest["files"]] == [4, 2]
+    assert "watermarks" not in manifest
     (Path(ctx.run_dir.uri()) / "manifest.json").unlink()
     assert seal_dataset(ctx) == record
     assert ctx.run_dir.read_json("manifest.json") is None  # nothing has changed, so nothing was done
+
+
+def test_seal_writes_the_teachers_mark_into_the_manifest(ctx: RunContext) -> None:
+    mark = {"key_env": "MY_KEY", "key_id": "0123456789abcdef"}
+    plan(ctx)
+    commit_plan(*paths(ctx))
+    seal_dataset(with_config(ctx, teacher=make_config(teacher__watermark=mark).teacher))
+    manifest = ctx.run_dir.read_json("manifest.json")
+    recorded = {"kind": "gumbel", "context_tokens": 4, "channels": 1, "key_id": "0123456789abcdef"}
+    assert manifest["watermarks"] == {"teacher": recorded}
 
 
 def test_seal_after_further_shards_seals_again(ctx: RunContext) -> None:

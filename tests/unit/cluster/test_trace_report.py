@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.audit_texts import read_mark
 from cluster.cli import run_command
 from cluster.models import TeacherSource
 from cluster.teachers import bind_teacher
+from configs.errors import UserError
 from configs.schema import RunConfig
 from services.acceptance import rows_to_table
 from services.table import write_file
@@ -36,6 +38,28 @@ def test_trace_tells_run_teacher_licence_and_decision(tmp_path: Path, capsys: py
         "prompts prompts.addition: stillhouse-addition",
     ):
         assert words in printed
+
+
+def test_trace_tells_the_mark_and_audits_go_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark = {"key_env": "MY_KEY", "key_id": "0123456789abcdef", "kind": "green_list", "context_tokens": 2}
+    path = store(tmp_path, llama(teacher={"model": LLAMA, "revision": COMMIT, "watermark": mark}))
+    assert run_command(["terms", "trace", path]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "watermark  channels 1, context_tokens 2, green_bias 2.0, green_share 0.25, key_id 0123456789abcdef" in printed
+    )
+    assert read_mark(path) == read_mark(str(tmp_path))
+    assert (read_mark(path) or {})["kind"] == "green_list"
+    store(tmp_path, llama(teacher={"model": LLAMA, "revision": COMMIT, "watermark": mark | {"key_id": "f" * 16}}))
+    with pytest.raises(UserError, match="have different marks \\(of the keys 0123456789abcdef and ffffffffffffffff\\)"):
+        read_mark(str(tmp_path))
+
+
+def test_unmarked_file_has_no_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store(tmp_path, llama())
+    assert read_mark(path) is None
+    assert run_command(["terms", "trace", path]) == 0
+    assert "watermark" not in capsys.readouterr().out
 
 
 def test_trace_tells_waivers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,24 @@
 """The recipe's keys on their way to vLLM, and what came of them."""
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.schema import Device, EngineConfig, EngineKind, TeacherConfig
-from services.engine_settings import engine_environment, engine_kind, engine_kwargs, find_differences
+from configs.schema import MARKING_ARGUMENTS, Device, EngineConfig, EngineKind, TeacherConfig
+from configs.watermark import WatermarkConfig
+from services.engine_settings import (
+    MARKING_SETTINGS,
+    engine_environment,
+    engine_kind,
+    engine_kwargs,
+    find_differences,
+)
 
 pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[3]
 
 RESOLVED = {
     "engine": "async",
@@ -137,3 +148,15 @@ def test_speculative_settings_that_vllm_does_not_describe_are_no_difference() ->
     described = {"method": "ngram", "model": None, "num_speculative_tokens": 4}
     assert find_differences(asked, RESOLVED | {"speculative_config": described}) == []
     assert len(find_differences(asked, RESOLVED | {"speculative_config": described | {"method": "eagle"}})) == 1
+
+
+@pytest.mark.parametrize("device", [Device.CPU, Device.GPU])
+def test_watermark_loads_its_processor_by_name_and_without_one_nothing_is_loaded(device: Device) -> None:
+    mark = WatermarkConfig(key_env="MY_KEY", key_id="0" * 16, channels=8)
+    plain, marked = engine_kwargs(teacher(), device), engine_kwargs(TeacherConfig(model="m", watermark=mark), device)
+    assert not plain.keys() & MARKING_ARGUMENTS
+    assert {key: value for key, value in marked.items() if key not in MARKING_ARGUMENTS} == plain
+    assert WatermarkConfig(**marked["additional_config"][MARKING_SETTINGS]) == mark
+    module, _, name = marked["logits_processors"][0].partition(":")
+    tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())  # it imports vLLM
+    assert name in {each.name for each in tree.body if isinstance(each, ast.ClassDef)}
