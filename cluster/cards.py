@@ -10,12 +10,13 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 
+from cluster.claims import claim_words
 from cluster.cost_words import cost_lines
 from cluster.release import asked_duties, shown_texts
 from cluster.release_facts import NOT_CHOSEN, HubLicense, ReleaseFacts, known_entries, public_name
 from cluster.terms_sources import DATA_PREFIX, HOME_MADE
 from configs.repository import is_repository
-from configs.schema import RunConfig
+from configs.schema import IdentityPolicy, RunConfig
 from configs.terms.policy import load_policy
 from configs.terms.records import Role, Source
 
@@ -135,13 +136,17 @@ def _words(facts: ReleaseFacts) -> dict[str, Any]:
     acceptance = facts.config.acceptance
     kept = {"none": "every completion", "exact_answer": "completions whose final answer equals the reference"}
     least, decision = acceptance.min_completion_tokens, facts.decision
+    judged = kept[acceptance.verifier.value] + (f" of {least:,} tokens or more" if least > 1 else "")
+    if acceptance.identity is IdentityPolicy.REJECT:
+        judged += ", none that says it is another maker's model"
     return {
         "name": facts.name,
         "sources": [source_words(each) for each in decision.sources],
         "data": _counts(facts),
         "manifest": facts.manifest,
         "sampling": sampling_words(facts.config),
-        "acceptance": kept[acceptance.verifier.value] + (f" of {least:,} tokens or more" if least > 1 else ""),
+        "acceptance": judged,
+        "claims": claim_words(facts.manifest.get("claims")),
         "duties": asked_duties(decision),
         "policy_version": decision.policy_version,
         "policy_digest": decision.policy_digest,

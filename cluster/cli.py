@@ -284,6 +284,31 @@ def trace(
     return 0
 
 
+@terms.command
+def lint(
+    place: Annotated[str, Parameter(help="Run directory, Delta table, or Parquet or JSONL files; any fsspec URI.")],
+    *,
+    teacher: Annotated[
+        tuple[str, ...], Parameter(help="Model that wrote the rows; unset takes their teacher_repo.")
+    ] = (),
+    column: Annotated[str | None, Parameter(help="Column with texts or chats; unset looks for the usual ones.")] = None,
+    show: int = 20,
+    debug: Debug = False,
+) -> int:
+    """Find rows that say they are another maker's model, such as "I am ChatGPT". Exits with 1 where there are any.
+
+    Example: `stillhouse terms lint answers.jsonl --teacher Qwen/Qwen3-8B`
+
+    Parameters
+    ----------
+    show
+        How many rows are named, each with what it says.
+    """
+    from cluster.claims_report import print_claims
+
+    return print_claims(place, teacher, column, show)
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run_command(sys.argv[1:]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cluster.claims import own_makers
 from cluster.run_dir import program_version
 from cluster.terms_sources import ADDITION, HOME_MADE, without_login
 from configs.identity import generation_fingerprint
@@ -44,6 +45,7 @@ def trace_tables(
             job,
             lineage=_lineage(config, job, teacher, decision, marked[name], held_out=name != "completions"),
             footer=job.footer | {SPEC_KEY: _spec(config, job, teacher, decision, marked[name])},
+            own_makers=own_makers(teacher_name(config, teacher), decision.sources),
         )
         for name, job in tables.items()
     }

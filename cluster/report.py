@@ -8,6 +8,7 @@ from typing import Any
 from deltalake import DeltaTable
 from upath import UPath
 
+from cluster.claims import claim_words
 from cluster.context import RunContext
 from cluster.cost import build_cost
 from cluster.cost_words import cost_lines
@@ -51,6 +52,7 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
         "quarantined": (records["train"] or {}).get("quarantined", []),
         "seconds": {**seconds, "total": round(sum(seconds.values()) - in_common_s, 3)},
         "overlap": overlap,
+        "claims": (records["seal"] or {}).get("claims"),
     }
 
 
@@ -131,6 +133,8 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"accuracy  {', '.join(shown)}  ({report['evaluation_problems']} held-out problems)")
     if report["gap_closed"] is not None:
         lines.append(f"gap       {report['gap_closed']:.1%} closed")
+    if report["claims"] and report["claims"]["makers"]:
+        lines.append(f"claims    {claim_words(report['claims'])}")
     tokens = report["tokens"]
     lines.append(f"tokens    {tokens['teacher_output']:,} by the teacher, {tokens['student_loss']:,} into the student")
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())

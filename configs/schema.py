@@ -86,6 +86,13 @@ class VerifierName(StrEnum):
     EXACT_ANSWER = "exact_answer"
 
 
+class IdentityPolicy(StrEnum):
+    """What becomes of a completion that says it is another maker's model."""
+
+    OFF = "off"
+    REJECT = "reject"
+
+
 class TransferMode(StrEnum):
     """What the student is given of a completion: the teacher's token ids, or its text tokenised anew."""
 
@@ -475,6 +482,9 @@ class AcceptanceConfig(Section):
     """``exact_answer`` compares the completion's final answer with the row's ``answer``; ``none`` accepts."""
     min_completion_tokens: PositiveInt = 1
     """Shorter completions are rejected (tokens)."""
+    identity: IdentityPolicy = IdentityPolicy.OFF
+    """``reject`` completions that say they are another maker's model than their teacher, such as "I am ChatGPT"
+    (``configs/claims.yaml``); ``off`` accepts them. They are counted when the data is sealed either way."""
 
 
 class GenerationConfig(Section):

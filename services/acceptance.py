@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs.schema import ONLY_TEACHER, AcceptanceConfig, TruncationPolicy, VerifierName
+from configs.schema import ONLY_TEACHER, AcceptanceConfig, IdentityPolicy, TruncationPolicy, VerifierName
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
+from services.claims import claimed_identity
 from services.generation import GenerateResult, Sample
 from services.lineage import NO_LINEAGE, Lineage
 from services.verifiers import final_answer, is_correct
@@ -75,10 +76,14 @@ def judge(
     completions: Sequence[str],
     acceptance: AcceptanceConfig,
     truncation: TruncationPolicy,
+    own_makers: frozenset[str] = frozenset(),
 ) -> Iterator[Row]:
-    """The rows of a prompt's samples, in order of their index; ``completions`` are the samples' texts."""
+    """The rows of a prompt's samples, in order of their index; ``completions`` are the samples' texts.
+
+    ``own_makers`` are those whose model the teacher may call itself.
+    """
     for index, (sample, completion) in enumerate(zip(result.samples, completions, strict=True)):
-        reason = _rejection(sample, completion, prompt.answer, acceptance, truncation)
+        reason = _rejection(sample, completion, prompt.answer, acceptance, truncation, own_makers)
         yield Row(
             prompt.prompt_id,
             index,
@@ -108,12 +113,21 @@ def rows_to_table(rows: list[Row], teacher: str = ONLY_TEACHER, lineage: Lineage
 
 
 def _rejection(
-    sample: Sample, completion: str, answer: str | None, acceptance: AcceptanceConfig, truncation: TruncationPolicy
+    sample: Sample,
+    completion: str,
+    answer: str | None,
+    acceptance: AcceptanceConfig,
+    truncation: TruncationPolicy,
+    own_makers: frozenset[str],
 ) -> str | None:
     if sample.finish_reason == "length" and truncation is not TruncationPolicy.KEEP:
         return "truncated"
     if len(sample.token_ids) < acceptance.min_completion_tokens:
         return "too_short"
+    if acceptance.identity is IdentityPolicy.REJECT:
+        claim = claimed_identity(completion, own_makers)
+        if claim is not None and claim.maker not in own_makers:
+            return "claims_another_model"
     if acceptance.verifier is VerifierName.NONE:
         return None
     if answer is None:

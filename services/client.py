@@ -55,6 +55,7 @@ class TableJob:
     acceptance: AcceptanceConfig
     footer: dict[str, str]
     lineage: Lineage = NO_LINEAGE
+    own_makers: frozenset[str] = frozenset()  # whose model the teacher may call itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class ShardClient:
                 rows += failed_rows(each, job.sampling.n, error or "no result")
             else:
                 texts = completions[each.prompt_id]
-                rows += judge(each, result, texts, job.acceptance, job.sampling.truncation)
+                rows += judge(each, result, texts, job.acceptance, job.sampling.truncation, job.own_makers)
         return rows
 
 

@@ -4,9 +4,11 @@ from typing import Any
 
 from deltalake import DeltaTable
 
+from cluster.claims import claim_words, own_makers_by_row
 from cluster.context import RunContext
 from cluster.terms import decide, recorded_sources
 from configs.errors import UserError
+from services.claim_count import count_claims
 from services.dataset import seal
 from services.table import remove_orphans
 
@@ -38,7 +40,11 @@ def _seal(ctx: RunContext) -> dict[str, Any]:
         )
     # Rows that are sealed again were made from what was recorded with them, whatever the recipe says by now.
     decision = decide(ctx.config, recorded_sources(ctx.run_dir.read_json("manifest.json")))
-    manifest = {**sealed.to_dict(), "terms": decision.model_dump(mode="json")}
+    paths = [file.path for file in sealed.files]
+    claims = count_claims(ctx.run_dir.completions_uri, paths, own_makers_by_row(decision.sources))
+    if claims["makers"]:
+        ctx.progress.say(f"seal: {claim_words(claims)} (`stillhouse terms lint {ctx.run_dir.root}`)")
+    manifest = {**sealed.to_dict(), "terms": decision.model_dump(mode="json"), "claims": claims}
     marks = {name: each.watermark.recorded for name, each in ctx.config.pool.items() if each.watermark is not None}
     ctx.run_dir.write_json("manifest.json", manifest | ({"watermarks": marks} if marks else {}))
-    return {"versions": _versions(ctx), "ledger": sealed.ledger.to_dict()}
+    return {"versions": _versions(ctx), "ledger": sealed.ledger.to_dict(), "claims": claims}

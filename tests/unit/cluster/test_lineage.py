@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def traced(config: RunConfig, teacher: str = "teacher", table: str = "completion
     decision = decide(config)
     job = trace_tables(config, jobs, teacher, decision, EngineKind.IN_PROCESS, Device.CPU)[table]
     lineage, footer = add_template(job.lineage, job.footer, "0" * 16)
-    return TableJob(job.prompts_uri, job.completions_uri, job.sampling, job.acceptance, footer, lineage)
+    return replace(job, lineage=lineage, footer=footer)
 
 
 def llama(**changed: Any) -> RunConfig:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import AcceptanceConfig, TruncationPolicy, VerifierName
+from configs.schema import AcceptanceConfig, IdentityPolicy, TruncationPolicy, VerifierName
 from configs.table import COMPLETIONS_SCHEMA, RowStatus
 from services.acceptance import PlannedPrompt, Row, failed_rows, judge, rows_to_table
 from services.generation import GenerateResult, Sample
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.unit
 
 EXACT = AcceptanceConfig(verifier=VerifierName.EXACT_ANSWER)
 UNVERIFIED = AcceptanceConfig()
+NO_CLAIMS = AcceptanceConfig(verifier=VerifierName.EXACT_ANSWER, identity=IdentityPolicy.REJECT)
 
 
 def decode(token_ids: list[int]) -> str:
@@ -70,6 +71,25 @@ def test_judge_accepts_or_says_why_not(
     [row] = rows(sample(text, finish_reason), answer=answer, acceptance=acceptance, truncation=truncation)
     assert (row.status, row.reason) == (RowStatus.REJECTED if reason else RowStatus.ACCEPTED, reason)
     assert (row.completion, row.finish_reason) == (text, finish_reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "own", "acceptance", "reason"),
+    [
+        ("I am ChatGPT. It is 5", "alibaba", EXACT, None),
+        ("I am ChatGPT. It is 5", "alibaba", NO_CLAIMS, "claims_another_model"),
+        ("I am ChatGPT. It is 6", "alibaba", NO_CLAIMS, "claims_another_model"),
+        ("I am ChatGPT. It is 5", "openai", NO_CLAIMS, None),
+        ("I am Qwen. I was made by OpenAI. It is 5", "alibaba", NO_CLAIMS, "claims_another_model"),
+        ("ChatGPT is a model by OpenAI. It is 5", "alibaba", NO_CLAIMS, None),
+    ],
+)
+def test_judge_rejects_another_models_name_where_the_recipe_says_so(
+    text: str, own: str, acceptance: AcceptanceConfig, reason: str | None
+) -> None:
+    made = GenerateResult("p-0", (sample(text),))
+    [row] = judge(planned(), made, [text], acceptance, TruncationPolicy.REJECT, frozenset({own}))
+    assert row.reason == reason
 
 
 def test_judge_keeps_samples_in_order_with_their_tokens() -> None:
