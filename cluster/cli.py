@@ -177,6 +177,7 @@ def verify(
     directory: Annotated[str, Parameter(help="Exported student (<run>/student/hf) or a run's directory.")],
     *,
     sha256: Annotated[str | None, Parameter(help="Digest of MANIFEST.json, as its maker names it.")] = None,
+    public_key: Annotated[Path | None, Parameter(help="PEM file with the key that must have signed it.")] = None,
     debug: Debug = False,
 ) -> int:
     """Check a released student, or a run's sealed data and its student, file by file against its manifest; offline.
@@ -186,14 +187,39 @@ def verify(
     Example: `stillhouse verify runs/quickstart/student/hf`
     """
     from cluster.release_manifest import find_fault, manifest_digest
+    from cluster.signature import find_signature_fault, signing_key
 
     fault, digest = find_fault(directory), manifest_digest(directory)
     if fault is None and sha256 is not None and sha256 != digest:
         fault = f"MANIFEST.json has sha256 {digest}, and not {sha256}"
+    if fault is None and public_key is not None:
+        fault = find_signature_fault(directory, public_key)
     if fault is not None:
         print(f"error: {directory}: {fault}", file=sys.stderr)
         return EXIT_FAULT
-    print(f"{directory} is as its manifest says" + (f"; MANIFEST.json has sha256 {digest}" if digest else ""))
+    told = [f"MANIFEST.json with sha256 {digest}"] if digest else []
+    if public_key is not None:
+        told.append(f"signed by the key {signing_key(directory)}")
+    elif digest and (key := signing_key(directory)):
+        told.append(f"its signature by {key} not checked (--public-key)")
+    print(f"{directory} is as its manifest says" + (f": {', '.join(told)}" if told else ""))
+    return 0
+
+
+@app.command
+def sign(
+    directory: Annotated[str, Parameter(help="Exported student (<run>/student/hf) or a run's directory.")],
+    *,
+    key: Annotated[str, Parameter(help="PEM file with an Ed25519 private key, or env:NAME of a variable that has it.")],
+    debug: Debug = False,
+) -> int:
+    """Sign a released student: `MANIFEST.json.sig`, which `stillhouse verify --public-key` checks. Stores no key.
+
+    Example: `stillhouse sign runs/quickstart/student/hf --key signing-key.pem`
+    """
+    from cluster.signature import sign_release
+
+    print(f"{directory} is signed by the key {sign_release(directory, key)}")
     return 0
 
 

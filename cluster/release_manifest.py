@@ -17,6 +17,7 @@ import fsspec
 from configs.errors import UserError
 
 NAME = "MANIFEST.json"
+SIGNATURE = f"{NAME}.sig"  # of the manifest, so it is not in it
 SCHEMA = 1
 FINEST, COARSEST = 256, 2**20  # bytes of a part
 PARTS = 256  # of a file, at most, until parts are the coarsest
@@ -92,7 +93,7 @@ def _release_fault(directory: str, manifest: dict[str, Any]) -> str | None:
     if manifest.get("schema") != SCHEMA:
         return f"{NAME} is of schema {manifest.get('schema')!r}, and this program reads {SCHEMA}"
     recorded = {each["path"]: each for each in manifest["files"]}
-    found = set(list_files(directory)) - {NAME}
+    found = set(list_files(directory)) - {NAME, SIGNATURE}
     if missing := sorted(recorded.keys() - found):
         return f"{missing[0]} is missing{_more(missing)}"
     for path, each in sorted(recorded.items()):
