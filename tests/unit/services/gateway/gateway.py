@@ -158,6 +158,7 @@ def served(
     server = uvicorn.Server(uvicorn.Config(build_app(spec, InProcess(admission), teacher), log_level="critical"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # who asks before the server is up waits, and is not refused
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
