@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 from cluster.budget import Budget, Rate, cluster_rate
@@ -22,6 +23,8 @@ class RunContext:
         self.run_dir = run_dir
         self.progress = progress
         self._exit = ExitStack()
+        self._terms_s: dict[str, float] = {}
+        self._terms_lock = Lock()
         self._session: Session | None = None
         self.prices = load_prices(config.cluster.prices)
         self.budget = Budget(config.budget, run_dir, self._rate)
@@ -59,10 +62,24 @@ class RunContext:
     def _rate(self) -> Rate | None:
         return None if self._session is None else cluster_rate(self._session.nodes(), self.prices)
 
+    @contextmanager
+    def terms_work(self, name: str) -> Iterator[None]:
+        """What licences and terms cost: the time within is kept by name, for the record of the next finished phase."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._terms_lock:  # phases side by side have a thread each
+                self._terms_s[name] = self._terms_s.get(name, 0.0) + time.monotonic() - started
+
     def finish(self, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a phase's work, timed, and record what it returns: from then on the phase is done."""
         started = time.monotonic()
         with self.progress.phase(phase):
             record = {**work(), "seconds": round(time.monotonic() - started, 3)}
+        with self._terms_lock:
+            terms_s, self._terms_s = self._terms_s, {}
+        if terms_s:
+            record["terms_s"] = {name: round(seconds, 4) for name, seconds in terms_s.items()}
         self.run_dir.write_json(f"phases/{phase}.json", record)
         return record

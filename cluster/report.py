@@ -3,6 +3,7 @@
 Every number is one that a phase recorded; the report measures nothing of its own.
 """
 
+from collections import Counter
 from typing import Any
 
 from deltalake import DeltaTable
@@ -50,9 +51,10 @@ def build_report(run_dir: RunDir, name: str) -> dict[str, Any]:
         "engine": (records["generate"] or {}).get("engine"),
         "teachers": read_rows_by_teacher(run_dir.completions_uri),
         "quarantined": (records["train"] or {}).get("quarantined", []),
+        "claims": (records["seal"] or {}).get("claims"),
         "seconds": {**seconds, "total": round(sum(seconds.values()) - in_common_s, 3)},
         "overlap": overlap,
-        "claims": (records["seal"] or {}).get("claims"),
+        "terms_cost": _terms_cost(records, sum(seconds.values()) - in_common_s),
     }
 
 
@@ -109,6 +111,15 @@ def completion_lengths(run_dir: RunDir) -> dict[str, list[int]]:
     return lengths
 
 
+def _terms_cost(records: dict[str, dict[str, Any] | None], total_s: float) -> dict[str, Any]:
+    """What gates, lineage, cards and BOMs took, by name, and which part of all phases' time that is."""
+    spent = Counter[str]()
+    for record in records.values():
+        spent.update((record or {}).get("terms_s", {}))
+    seconds = {name: round(value, 4) for name, value in spent.items()}
+    return {"seconds": seconds, "share": round(spent.total() / total_s, 5) if total_s else None}
+
+
 def _teacher_tokens(run_dir: RunDir) -> int:
     return sum(completion for _, completion in read_tokens_by_teacher(run_dir.completions_uri).values())
 
@@ -145,6 +156,9 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
             f"{overlap['first_step_s']:.0f} s; expected in turn {overlap['in_turn_s']:.0f} s, with the nodes split for "
             f"good {overlap['split_s']:.0f} s"
         )
+    if taken := report["terms_cost"]["seconds"]:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in taken.items())
+        lines.append(f"terms     {report['terms_cost']['share']:.2%} of that, {sum(taken.values()):.2f} s: {parts}")
     if cost := report.get("cost"):
         lines += _titled("cost", cost_lines(cost))
     if estimate := report.get("estimate"):

@@ -39,7 +39,8 @@ def export(ctx: RunContext) -> dict[str, Any]:
     result = load_result(job)
     if result is None:
         raise UserError("the student is not trained yet; run `stillhouse train` with the same recipe first")
-    decision = gate_release(ctx.config, ctx.run_dir.read_json("manifest.json"))
+    with ctx.terms_work("release"):
+        decision = gate_release(ctx.config, ctx.run_dir.read_json("manifest.json"))
     # Not of the day: deciding the same again is no reason to export again.
     decided = decision.model_copy(update={"decided_on": date.min}).model_dump_json() + student_name(ctx.config)
     decided += ctx.config.terms.student_license or ""
@@ -52,7 +53,8 @@ def export(ctx: RunContext) -> dict[str, Any]:
     record = ctx.run_dir.phase_record("export")
     if record is not None and {key: record.get(key) for key in made_of} == made_of:
         return record
-    facts = _gather_facts(ctx, decision, job.fingerprint())
+    with ctx.terms_work("cards"):
+        facts = _gather_facts(ctx, decision, job.fingerprint())
     return ctx.finish("export", lambda: {**_export(ctx, result.hf_dir, facts), **made_of})
 
 
@@ -79,8 +81,9 @@ def _export(ctx: RunContext, trained: str, facts: ReleaseFacts) -> dict[str, Any
             target = local / source.removeprefix(path.rstrip("/") + "/")
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(source, str(target))
-        missing = write_release(local, facts.decision, facts.name)
-        digest = _describe(local, facts)
+        with ctx.terms_work("release"):
+            missing = write_release(local, facts.decision, facts.name)
+        digest = _describe(ctx, local, facts)
     ctx.run_dir.write_text("README.md", dataset_card(facts))
     ctx.progress.say(f"export: {ctx.run_dir.student_hf}, MANIFEST.json with sha256 {digest}")
     if missing:
@@ -88,15 +91,23 @@ def _export(ctx: RunContext, trained: str, facts: ReleaseFacts) -> dict[str, Any
     return {"student": ctx.run_dir.student_hf, "manifest_sha256": digest}
 
 
-def _describe(directory: Path, facts: ReleaseFacts) -> str:
+def _describe(ctx: RunContext, directory: Path, facts: ReleaseFacts) -> str:
     """Write cards, BOMs and at last the manifest of them all; returns its digest."""
-    (directory / "README.md").write_text(model_card(facts), encoding="utf-8")
-    (directory / "EU_TRAINING_CONTENT.md").write_text(eu_training_content(facts), encoding="utf-8")
+    with ctx.terms_work("cards"):
+        (directory / "README.md").write_text(model_card(facts), encoding="utf-8")
+        (directory / "EU_TRAINING_CONTENT.md").write_text(eu_training_content(facts), encoding="utf-8")
     large = [path for path in list_files(str(directory)) if path.endswith(WEIGHTS)]
-    described = {path: describe_file(str(directory / path)) for path in large}  # read once, for all that name them
+    with ctx.terms_work("manifest"):
+        described = {path: describe_file(str(directory / path)) for path in large}  # read once, for all that name them
     weights = {path: each["sha256"] for path, each in described.items()}
-    (directory / "sbom.spdx3.json").write_bytes(spdx_bom(facts, weights))
-    (directory / "bom.cdx.json").write_text(cyclonedx_bom(facts, weights), encoding="utf-8")
+    with ctx.terms_work("bom"):
+        (directory / "sbom.spdx3.json").write_bytes(spdx_bom(facts, weights))
+        (directory / "bom.cdx.json").write_text(cyclonedx_bom(facts, weights), encoding="utf-8")
+    with ctx.terms_work("manifest"):
+        return _write_manifest(directory, facts, described)
+
+
+def _write_manifest(directory: Path, facts: ReleaseFacts, described: dict[str, dict[str, Any]]) -> str:
     config = dump_run_config(facts.config)
     return write_manifest(
         directory,

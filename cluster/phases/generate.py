@@ -175,11 +175,10 @@ def _stream(
             engines[teacher] = read_engine(ctx, teacher, handle)
         speeds.start()
 
-    decision = decide(ctx.config)
-    feeds = {
-        teacher: Feed(_client_spec(ctx, _trace(ctx, tables, teacher, decision), teacher), todo)
-        for teacher, todo in tasks.items()
-    }
+    with ctx.terms_work("lineage"):
+        decision = decide(ctx.config)
+        traced = {teacher: _trace(ctx, tables, teacher, decision) for teacher in tasks}
+    feeds = {teacher: Feed(_client_spec(ctx, traced[teacher], teacher), todo) for teacher, todo in tasks.items()}
     summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx, list(feeds)), wait_for_teachers)
     with ExitStack() as reporters:
         backlogs = {

@@ -148,7 +148,8 @@ class _Student:
 
         ctx = self._ctx
         committed = committed_so_far(ctx)
-        quarantined = gate_training(ctx.config, committed).quarantined
+        with ctx.terms_work("admit"):
+            quarantined = gate_training(ctx.config, committed).quarantined
         job = student_job(ctx, committed)
         if ctx.run_dir.phase_record("train") is not None and load_result(job) is not None:
             return

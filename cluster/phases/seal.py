@@ -39,9 +39,11 @@ def _seal(ctx: RunContext) -> dict[str, Any]:
             f"look at the column reason in {ctx.run_dir.completions_uri}"
         )
     # Rows that are sealed again were made from what was recorded with them, whatever the recipe says by now.
-    decision = decide(ctx.config, recorded_sources(ctx.run_dir.read_json("manifest.json")))
+    with ctx.terms_work("record"):
+        decision = decide(ctx.config, recorded_sources(ctx.run_dir.read_json("manifest.json")))
     paths = [file.path for file in sealed.files]
-    claims = count_claims(ctx.run_dir.completions_uri, paths, own_makers_by_row(decision.sources))
+    with ctx.terms_work("claims"):
+        claims = count_claims(ctx.run_dir.completions_uri, paths, own_makers_by_row(decision.sources))
     if claims["makers"]:
         ctx.progress.say(f"seal: {claim_words(claims)} (`stillhouse terms lint {ctx.run_dir.root}`)")
     manifest = {**sealed.to_dict(), "terms": decision.model_dump(mode="json"), "claims": claims}

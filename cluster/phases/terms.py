@@ -10,7 +10,8 @@ from configs.terms.records import Decision
 def check_terms(ctx: RunContext) -> Decision:
     """Refuse what licences and terms do not allow; takes part of a second, so it is done by every command."""
     check_sources(ctx.config)
-    decision = gate_plan(ctx.config)
+    with ctx.terms_work("plan"):
+        decision = gate_plan(ctx.config)
     check_capacity(ctx.config, ctx.prices)
     if ctx.run_dir.phase_record("plan") is None:
         ctx.progress.say(

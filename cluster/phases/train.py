@@ -46,7 +46,8 @@ def train(ctx: RunContext) -> dict[str, Any]:
     """Train the student, and the control student where the recipe asks for one, in the same workers."""
     manifest = _sealed(ctx)
     jobs = {"student": student_job(ctx)}
-    quarantined = gate_training(ctx.config, manifest).quarantined
+    with ctx.terms_work("admit"):
+        quarantined = gate_training(ctx.config, manifest).quarantined
     _check_learnt(jobs["student"], manifest)
     if ctx.config.student.control:
         jobs["control"] = control_job(ctx)
@@ -125,7 +126,8 @@ def control_job(ctx: RunContext) -> TrainJob:
 
 
 def _excluded(ctx: RunContext, manifest: dict[str, Any]) -> Exclusions:
-    return admit(ctx.config, manifest, recorded_sources(manifest), load_policy()).excluded
+    with ctx.terms_work("admit"):
+        return admit(ctx.config, manifest, recorded_sources(manifest), load_policy()).excluded
 
 
 def _job(

@@ -74,6 +74,9 @@ def test_quickstart_report_has_the_documented_fields(quickstart: Run) -> None:
     assert report["tokens"]["student_loss"] > 6000
     phases = {"plan", "generate", "seal", "hand_over", "train", "evaluate", "export", "total"}
     assert phases <= set(report["seconds"])
+    assert report["claims"]["makers"] == []
+    assert {"plan", "lineage", "claims", "admit", "release", "bom"} <= set(report["terms_cost"]["seconds"])
+    assert "\nterms     " in quickstart.outcome.err
     assert "<svg" in (quickstart.directory / "report.html").read_text()
 
 

@@ -74,6 +74,14 @@ def test_export_has_cards_boms_and_a_manifest_of_them_all(student: Path) -> None
     assert find_fault(str(student)) is None
 
 
+def test_phases_record_what_licences_and_terms_took(ctx: RunContext, student: Path) -> None:
+    """Work between two phases belongs to the next record, and is in no other."""
+    sealed, exported = (ctx.run_dir.read_json("phases", f"{phase}.json")["terms_s"] for phase in ("seal", "export"))
+    assert sealed.keys() == {"record", "claims"}
+    assert exported.keys() == {"admit", "release", "cards", "bom", "manifest"}
+    assert all(seconds > 0 for seconds in (*sealed.values(), *exported.values()))
+
+
 def test_export_is_done_again_when_the_evaluation_or_the_licence_changes(ctx: RunContext, student: Path) -> None:
     (student / "NOTICE").unlink()
     export(ctx)

@@ -8,7 +8,7 @@ from cluster.report import build_report, completion_lengths, summary_lines
 from cluster.run_dir import RunDir
 from configs.errors import UserError
 from configs.table import RowStatus
-from tests.unit.cluster.runs import ACCURACY, SECONDS, make_finished_run, make_run
+from tests.unit.cluster.runs import ACCURACY, SECONDS, STUDENT, make_finished_run, make_run, record
 from tests.unit.services.shards import commit_rows, make_row, planned_ids
 
 pytestmark = pytest.mark.unit
@@ -100,3 +100,19 @@ def test_report_takes_no_overlap_of_phases_that_were_done_again_since(tmp_path: 
     report = build_report(make_overlapped_run(tmp_path, train_s=31.0), "small")
     assert report["overlap"] is None
     assert report["seconds"]["total"] == 59.25
+
+
+def test_report_sums_what_licences_and_terms_took(tmp_path: Path) -> None:
+    run_dir = make_finished_run(tmp_path)
+    record(run_dir, "train", student=STUDENT, terms_s={"admit": 0.25})
+    record(run_dir, "evaluate", accuracy=ACCURACY, problems=500, gap_closed=0.75, jobs={}, terms_s={"admit": 0.125})
+    record(run_dir, "export", student=run_dir.student_hf, job="x", terms_s={"release": 0.5, "bom": 0.0625})
+    report = build_report(run_dir, "small")
+    assert report["terms_cost"] == {"seconds": {"admit": 0.375, "release": 0.5, "bom": 0.0625}, "share": 0.01582}
+    assert "terms     1.58% of that, 0.94 s: admit 0.38, bom 0.06, release 0.50" in summary_lines(report)
+
+
+def test_report_of_a_run_from_before_has_no_such_line(tmp_path: Path) -> None:
+    report = build_report(make_finished_run(tmp_path), "small")
+    assert report["terms_cost"] == {"seconds": {}, "share": 0.0}
+    assert not any(line.startswith("terms") for line in summary_lines(report))
