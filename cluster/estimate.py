@@ -110,7 +110,10 @@ def _check_teacher(config: RunConfig, name: str, teacher: TeacherConfig, prices:
 
 def _check_student(config: RunConfig, prices: PriceTable) -> None:
     shape = student_shape(config)
-    if shape is None or not student_uses_gpu(config):
+    if shape is None:
+        return
+    _check_heads(shape, config.training.tensor_parallel_size)
+    if not student_uses_gpu(config):
         return
     named = accelerator_types(config) & prices.accelerators.keys()
     types = {name: prices.accelerators[name] for name in named} or prices.accelerators
@@ -122,6 +125,14 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
             f"and optimiser, {fit.activations_gib:.1f} of activations), and {name} has {fit.available_gib:.1f}; raise "
             "training.num_workers, set training.activation_checkpointing=full, or lower training.micro_batch_sequences"
         )
+
+
+def _check_heads(shape: ModelShape, size: int) -> None:
+    for number, what in ((shape.heads, "attention heads"), (shape.kv_heads, "key and value heads")):
+        if number % size:
+            raise UserError(
+                f"training.tensor_parallel_size ({size}) must divide the student's {number} {what}; set it to a divisor"
+            )
 
 
 def _fit_types(config: RunConfig, shape: ModelShape, types: Mapping[str, Price]) -> dict[str, StudentFit]:

@@ -47,14 +47,20 @@ def student_bytes(
 
 
 def _gathered_bytes(shape: ModelShape, training: TrainingConfig) -> float:
-    """A layer at work and the next, embeddings and output matrix, in the dtype of the computation."""
+    """A layer at work and the next, embeddings and output matrix, in the dtype of the computation.
+
+    A layer that a tensor-parallel group cuts is gathered as far as it is this worker's, all else as a whole.
+    """
     matrices = 1 if shape.is_tied else 2
-    return (2 * shape.layer_weights + matrices * shape.embedding_weights) * width_of(training)
+    return (2 * shape.layer_weights / training.tensor_parallel_size + matrices * shape.embedding_weights) * width_of(
+        training
+    )
 
 
 def _adds_up(training: TrainingConfig, workers: int) -> bool:
     """Whether a worker's step is several micro-batches; how many are in ``batch_tokens`` only the rows tell."""
-    return training.batch_sequences is None or training.batch_sequences > training.micro_batch_sequences * workers
+    groups = workers // training.tensor_parallel_size
+    return training.batch_sequences is None or training.batch_sequences > training.micro_batch_sequences * groups
 
 
 def kept_bytes(shape: ModelShape, training: TrainingConfig, device: Device) -> float:
@@ -70,15 +76,16 @@ def layer_bytes(shape: ModelShape, training: TrainingConfig, device: Device) -> 
     """What one layer keeps of one token.
 
     Attention keeps queries, keys and values as they are multiplied (turned, repeated for each head) and its output,
-    which is the next matrix's input. An MLP keeps what `ModelShape.mlp_tensors` says.
+    which is the next matrix's input. An MLP keeps what `ModelShape.mlp_tensors` says. Both are cut between the workers
+    of a tensor-parallel group; hidden states are not.
     """
-    width, attention = width_of(training), shape.heads * shape.head_size
+    width, attention, size = width_of(training), shape.heads * shape.head_size, training.tensor_parallel_size
     norms = 2 * _norm_bytes(shape, width) * shape.hidden
     head_norms = (4.0 + width) * (attention + shape.kv_heads * shape.head_size) if shape.has_head_norms else 0.0
     dropouts = 2 * shape.hidden * _mask_width(width, device) if shape.has_dropout else 0.0
     attended = _attention_bytes(shape, training, device)
     mlp = shape.mlp_tensors * shape.mlp * shape.experts_per_token * width
-    return norms + head_norms + dropouts + attended + mlp
+    return norms + dropouts + attended + (head_norms + mlp) / size
 
 
 def _norm_bytes(shape: ModelShape, width: float) -> float:
@@ -93,20 +100,20 @@ def _attention_bytes(shape: ModelShape, training: TrainingConfig, device: Device
     layer. Without a kernel the probabilities of each head are kept: with eager attention, and on CPUs where some of
     them are dropped. SDPA then computes in float32, and keeps mask and remainder beside them.
     """
-    width, numbers = width_of(training), shape.heads * shape.head_size
-    pairs = float(training.sequence_length)
+    width, heads = width_of(training), shape.heads / training.tensor_parallel_size
+    numbers, pairs = heads * shape.head_size, float(training.sequence_length)
     match _attention(shape, training, device):
         case Attention.FLEX:
             return 4 * numbers * width
         case Attention.SDPA if shape.has_attention_dropout and device is Device.CPU:
-            return numbers * (3 * 4.0 + width) + shape.heads * pairs * 3 * 4.0
+            return numbers * (3 * 4.0 + width) + heads * pairs * 3 * 4.0
         case Attention.SDPA:
             return 4 * numbers * width + pairs * width
         case _:
             # In bfloat16 the softmax is in float32, and its result once more in bfloat16.
             kept = 4.0 if width == 4.0 else 4.0 + width
             dropped = _mask_width(width, device) + width if shape.has_attention_dropout else 0.0
-            return 4 * numbers * width + shape.heads * pairs * (kept + dropped)
+            return 4 * numbers * width + heads * pairs * (kept + dropped)
 
 
 def _attention(shape: ModelShape, training: TrainingConfig, device: Device) -> Attention:
@@ -125,7 +132,8 @@ def _passing_bytes(shape: ModelShape, training: TrainingConfig, device: Device, 
     logits = 4.0 * min(tokens * shape.vocabulary, LOGITS_AT_A_TIME)
     summed = head if tokens * shape.vocabulary > LOGITS_AT_A_TIME else 0.0
     again = layer_bytes(shape, training, device) if recomputed_part(training) else 0.0
-    layer = tokens * (again + (2 * shape.mlp * shape.experts_per_token + shape.hidden) * width)
+    mlp = 2 * shape.mlp * shape.experts_per_token / training.tensor_parallel_size
+    layer = tokens * (again + (mlp + shape.hidden) * width)
     return max(LOGIT_COPIES * logits + summed, logits + summed + head, head + layer)
 
 

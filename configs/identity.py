@@ -51,6 +51,7 @@ OPERATIONAL_KEYS = frozenset(
         "training.num_workers",
         "training.resize_check_every",
         "training.shard_size",
+        "training.tensor_parallel_size",
         "training.threads_per_worker",
         "training.trackers",
     }

@@ -269,6 +269,9 @@ class TrainingConfig(Section):
     shard_size: PositiveInt | None = None
     """Workers over which one copy of the student is spread, a node's GPUs say; the other workers hold further copies
     (hybrid sharding). It divides the number of workers; unset spreads one copy over all of them."""
+    tensor_parallel_size: PositiveInt = 1
+    """Neighbouring workers that compute each layer together, each with its part of the matrices and all with the same
+    rows; they should be GPUs of one node. It divides the number of workers, ``shard_size``, and the student's heads."""
     resize_check_every: PositiveFloat = 60.0
     """Seconds between two looks whether an elastic group could have another number of workers."""
     threads_per_worker: PositiveInt = 1
@@ -285,6 +288,11 @@ class TrainingConfig(Section):
             raise ValueError(
                 "set exactly one of batch_sequences (sequences of a step) and batch_tokens (loss tokens of a step), "
                 "the other one to null"
+            )
+        if self.shard_size is not None and self.shard_size % self.tensor_parallel_size:
+            raise ValueError(
+                f"tensor_parallel_size ({self.tensor_parallel_size}) must divide shard_size ({self.shard_size}), the "
+                "workers of one copy of the student"
             )
         if self.loss_kernel is LossKernel.LIGER and self.objective.kl_weight:
             raise ValueError(
@@ -761,6 +769,17 @@ class RunConfig(Section):
         if shard_size is not None and (not isinstance(workers, int) or workers % shard_size):
             raise ValueError(
                 f"training.shard_size ({shard_size}) must divide training.num_workers, one number and not {workers}"
+            )
+        size = self.training.tensor_parallel_size
+        if self.training.min_workers % size or self.training.max_workers % size:
+            raise ValueError(
+                f"training.tensor_parallel_size ({size}) must divide training.num_workers, both numbers of a pair, and "
+                f"not {workers}; set num_workers to multiples of it"
+            )
+        if size > 1 and self.student.lora is not None:
+            raise ValueError(
+                f"training.tensor_parallel_size ({size}) must be 1 with student.lora, whose adapters are not cut; give "
+                "the student more workers instead"
             )
         for name, teacher in self.pool.items():
             key = f"teachers.{name}" if self.teachers else "teacher"

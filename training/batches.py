@@ -51,8 +51,9 @@ def iterate_steps(
 ) -> Generator[list[MicroBatch], None, None]:
     """Yield the micro-batches of this rank for each step of the epoch from ``first_step`` on.
 
-    Rank r of W takes packs r, r + W, … of a step. Every rank yields as many micro-batches of the same shape: where a
-    step does not divide, empty packs without loss tokens fill up. Batches are made one step ahead on a thread.
+    Group g of G takes packs g, g + G, … of a step; without tensor parallelism each rank is one. Every rank yields as
+    many micro-batches of the same shape: where a step does not divide, empty packs without loss tokens fill up. Batches
+    are made one step ahead on a thread.
     """
     steps = _assemble_steps(corpus, plan, config, world, pad_id, first_step)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as executor:
@@ -69,8 +70,8 @@ def _assemble_steps(
     packs = _iterate_own_packs(RowReader(corpus, with_topk), plan, world, int(plan.step_starts[first_step]))
     for step in range(first_step, plan.num_steps):
         first, end = plan.step_starts[step : step + 2].tolist()
-        mine = [next(packs) for _ in range(first + world.rank, end, world.size)]
-        per_rank = -(-(end - first) // world.size)
+        mine = [next(packs) for _ in range(first + world.data_rank, end, world.data_size)]
+        per_rank = -(-(end - first) // world.data_size)
         mine += [[]] * (per_rank - len(mine))
         size = config.micro_batch_sequences
         micro_batches = (mine[i : i + size] for i in range(0, per_rank, size))
@@ -81,7 +82,7 @@ def _iterate_own_packs(reader: RowReader, plan: EpochPlan, world: World, first_p
     for window in range(len(plan.window_starts) - 1):
         numbers = np.arange(max(first_pack, plan.window_starts[window]), plan.window_starts[window + 1])
         step = np.searchsorted(plan.step_starts, numbers, side="right") - 1
-        numbers = numbers[(numbers - plan.step_starts[step]) % world.size == world.rank]
+        numbers = numbers[(numbers - plan.step_starts[step]) % world.data_size == world.data_rank]
         if not len(numbers):
             continue
         rows = reader.fetch(np.concatenate([plan.pack(p) for p in numbers]))

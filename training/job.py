@@ -45,6 +45,7 @@ OPERATIONAL_KEYS = frozenset(
         "num_workers",
         "resize_check_every",
         "shard_size",
+        "tensor_parallel_size",
         "threads_per_worker",
         "trackers",
     }

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.distributed.tensor import DTensor
 
 from configs.errors import UserError
 from training import storage
@@ -27,7 +26,7 @@ from training.lora import is_quantized, merge_adapters, merge_into_original, sav
 from training.loss import StudentWithLoss
 from training.metrics import MetricsLog, RateWindow, peak_memory_mib
 from training.output import claim_output_dir, write_learnt_files, write_result
-from training.parallel import World
+from training.parallel import World, clip_gradients
 from training.plan import EpochPlan
 from training.preemption import Preempted, StopAgreement
 from training.rows import GrowingRows, Part
@@ -66,6 +65,7 @@ def train(
     whose gradient is not finite among it.
     """
     started = time.monotonic()
+    world = world.grouped(job.training.tensor_parallel_size)
     finished: TrainResult | None = None
     with world.agreement():
         if world.rank == 0:
@@ -183,17 +183,16 @@ def _take_step(setup: Setup, step: _Step) -> tuple[torch.Tensor, float]:
     """Take one optimiser step; return this rank's summed loss and the global gradient norm before clipping."""
     config, world, optimizer = setup.job.training, setup.world, setup.optimizer
     # Dropout's randomness follows from the step, so a resumed run draws the same without any state to keep.
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, step.number, world.rank]).generate_state(1)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step.number, world.data_rank]).generate_state(1)[0]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step.number, setup.num_steps, config.optimizer)
     loss_sum = torch.zeros((), device=world.device)
     for micro_batch in step.micro_batches:
         loss = setup.student(*micro_batch.to(world.device).tensors())
-        # FSDP2 averages gradients over the ranks; the loss is a mean over the tokens of all of them.
-        (loss * (world.size / step.loss_tokens)).backward()
+        # FSDP2 averages gradients over the groups; the loss is a mean over the tokens of all of them.
+        (loss * (world.data_size / step.loss_tokens)).backward()
         loss_sum += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(setup.student.parameters(), config.optimizer.max_grad_norm)
-    grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    grad_norm = clip_gradients(setup.student, config.optimizer.max_grad_norm)
     if not math.isfinite(grad_norm):
         raise UserError(
             f"the gradient of step {step.number + 1} is not finite ({grad_norm}); lower "

@@ -57,10 +57,16 @@ def quantize_base(model: PreTrainedModel, job: TrainJob, device: torch.device) -
 def add_adapters(model: PreTrainedModel, job: TrainJob) -> None:
     """Put adapters beside the matrices that ``student.lora`` names, freeze all else; nothing without such a section.
 
-    The adapters are the same on every rank and begin as no change. UserError when no matrix has such a name.
+    The adapters are the same on every rank and begin as no change. UserError when no matrix has such a name, and under
+    tensor parallelism, for which nothing says how adapters are cut.
     """
     if job.lora is None:
         return
+    if job.training.tensor_parallel_size > 1:
+        raise UserError(
+            f"training.tensor_parallel_size ({job.training.tensor_parallel_size}) must be 1 with student.lora, whose "
+            "adapters are not cut; give the student more workers instead"
+        )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # GPT-2's transposed matrices; peft then does what is right and says so.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")

@@ -18,6 +18,7 @@ from training.parallel import World, shard_model
 from training.row_check import check_rows
 from training.rows import GrowingRows, SealedRows
 from training.schedule import build_optimizer
+from training.tensor_parallel import plan_layers
 from training.tokenise import tokenise_files, write_reference_rows
 from training.weights import fill_weights, without_weights
 
@@ -79,11 +80,12 @@ def _build_student(job: TrainJob, tokenizer: PreTrainedTokenizerBase, world: Wor
     assert model is not None
     with world.agreement():
         set_computation(model, job)
+        plans = plan_layers(model, find_decoder_layers(model), world.tensor_parallel_size)
         quantize_base(model, job, world.device)
         add_adapters(model, job)
     whole = StudentWithLoss(model, job.training.objective, job.training.loss_kernel)
     student = whole if is_loaded_by_all else without_weights(whole)
-    shard_model(student, find_decoder_layers(student.model), job.training, world)
+    shard_model(student, find_decoder_layers(student.model), job.training, world, plans)
     if student is not whole:
         fill_weights(student, whole, world)
     return student

@@ -6,6 +6,7 @@ The only module of the package that imports Ray. Resume is the loop's own, so a 
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from configs.errors import DeadlineExceeded, UserError
@@ -52,16 +54,37 @@ class Stopped(Exception):
     """``should_stop`` said so; the job has a checkpoint of its last step and goes on from there when run again."""
 
 
+class WholeGroups(ElasticScalingPolicy):
+    """Ray's elastic policy with as many workers as fill groups of ``group_size``."""
+
+    def __init__(self, scaling_config: ScalingConfig, group_size: int) -> None:
+        super().__init__(scaling_config)
+        self._group_size = group_size
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        count: int = super()._count_possible_workers(reserved_resources)
+        return count - count % self._group_size
+
+
 class _Trainer(TorchTrainer):
-    """Ray's trainer without its placement-group cleaner.
+    """Ray's trainer without its placement-group cleaner, and with whole tensor-parallel groups alone.
 
     The cleaner is one more process that imports Ray Train for seconds, and it logs a warning a second on a cluster
     without a dashboard. What it guards against, a controller that dies alone, ends here with the driver's own job.
     """
 
+    def __init__(self, *arguments: Any, group_size: int, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._group_size = group_size
+
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        if self._group_size > 1 and isinstance(parts["scaling_policy"], ElasticScalingPolicy):
+            parts["scaling_policy"] = WholeGroups(self.scaling_config, self._group_size)
+        return super()._initialize_and_run_controller(**parts)
 
 
 def fit(
@@ -128,6 +151,7 @@ def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]
     trainer = _Trainer(
         _run_worker,
         train_loop_config={"jobs": [job.to_json() for job in jobs]},
+        group_size=math.lcm(*(job.training.tensor_parallel_size for job in jobs)),
         torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=first.training.num_workers,

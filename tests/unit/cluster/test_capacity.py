@@ -9,9 +9,10 @@ import pytest
 from cluster.capacity import decode_tokens_per_s, fit_student, fit_teacher, training_tokens_per_s
 from cluster.estimate import check_capacity, memory_lines
 from cluster.model_shape import ModelShape, read_shape
+from cluster.student_memory import layer_bytes
 from configs.errors import UserError
 from configs.prices import load_prices
-from configs.schema import EngineConfig, RunConfig, TrainingConfig
+from configs.schema import Device, EngineConfig, RunConfig, TrainingConfig
 from tests.unit.configs.trees import make_config
 
 pytestmark = pytest.mark.unit
@@ -75,6 +76,17 @@ def test_student_is_spread_over_workers_and_saves_by_recomputation() -> None:
     assert fit_student(shape, full, 8, 80).activations_gib < fit_student(shape, training, 8, 80).activations_gib / 4
 
 
+def test_student_whose_layers_are_cut_gathers_and_keeps_less_but_whole_hidden_states() -> None:
+    shape, training = shape_of(LLAMA_8B), TrainingConfig(sequence_length=8192)
+    cut = training.model_copy(update={"tensor_parallel_size": 4})
+    whole, part = fit_student(shape, training, 8, 80), fit_student(shape, cut, 8, 80)
+    assert (whole.state_gib - part.state_gib) * 2**30 == pytest.approx(2 * shape.layer_weights * 2 * 3 / 4)
+    assert 0.25 < part.activations_gib / whole.activations_gib < 0.55
+    norms = 2 * (4 + 2 * 2) * shape.hidden  # of a token in bfloat16: input in float32, normal form, output
+    layer, cut_layer = (layer_bytes(shape, each, Device.GPU) for each in (training, cut))
+    assert 4 * cut_layer - layer == pytest.approx(3 * norms)
+
+
 def test_decoding_gains_from_more_sequences_until_arithmetic_bounds_it() -> None:
     shape, h100 = shape_of(LLAMA_8B), load_prices().accelerators["H100"]
     few, many, most = (
@@ -116,6 +128,10 @@ def on_gpus(directory: Path, **changed: Any) -> RunConfig:
             "model does not fit 1 A10G",
         ),
         ({"training__num_workers": 1}, "the student needs .* raise training.num_workers"),
+        (
+            {"training__num_workers": 16, "training__tensor_parallel_size": 16},
+            r"training.tensor_parallel_size \(16\) must divide the student's 8 key and value heads",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, changed: dict[str, Any], sentence: str) -> None:

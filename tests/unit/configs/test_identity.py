@@ -54,7 +54,9 @@ DECIDING: dict[str, tuple[Any, bool]] = {
 
 
 def base(**changed: Any) -> RunConfig:
-    return make_config(**{"evaluation__addition": {"num_problems": 5}, "teacher__max_replicas": 3, **changed})
+    # Two workers are enough for a tensor-parallel group.
+    tree = {"evaluation__addition": {"num_problems": 5}, "teacher__max_replicas": 3, "training__num_workers": 2}
+    return make_config(**{**tree, **changed})
 
 
 def changed(key: str, value: Any) -> RunConfig:

@@ -90,6 +90,24 @@ def test_shard_size_divides_a_fixed_number_of_workers(workers: Any, accepted: bo
         assert "training.shard_size (4) must divide training.num_workers" in message
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_workers": 3}, "training.tensor_parallel_size (2) must divide training.num_workers"),
+        ({"num_workers": [2, 5]}, "both numbers of a pair, and not (2, 5)"),
+        ({"num_workers": 6, "shard_size": 3}, "training: tensor_parallel_size (2) must divide shard_size (3)"),
+    ],
+)
+def test_tensor_parallel_size_divides_what_is_made_of_groups(changed: dict[str, Any], message: str) -> None:
+    assert message in refusal(training=changed | {"tensor_parallel_size": 2})
+
+
+def test_tensor_parallel_size_takes_groups_of_any_number_and_no_adapters() -> None:
+    groups = {"training": {"tensor_parallel_size": 2, "num_workers": [2, 6]}}
+    assert make_config(**groups).training.tensor_parallel_size == 2
+    assert "must be 1 with student.lora" in refusal(**groups, student__lora={"r": 4})
+
+
 def test_batch_of_a_step_is_said_in_sequences_or_in_tokens() -> None:
     message = "exactly one of batch_sequences (sequences of a step) and batch_tokens"
     assert message in refusal(training__batch_tokens=4096)

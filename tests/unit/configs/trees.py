@@ -62,6 +62,7 @@ OPERATIONAL: dict[str, Any] = {
     "training.num_workers": [1, 2],
     "training.resize_check_every": 7.0,
     "training.shard_size": 1,
+    "training.tensor_parallel_size": 2,
     "training.threads_per_worker": 2,
     "training.trackers": [],
 }

@@ -128,6 +128,20 @@ def test_iterate_steps_any_number_of_workers_learns_the_same_each_step(
     assert [step.total() for step in alone] == plan_epoch(corpus, config, 0).step_loss_tokens.tolist()
 
 
+def test_iterate_steps_ranks_of_a_group_see_the_rows_of_its_one_worker(corpus: Corpus, config: TrainingConfig) -> None:
+    plan = plan_epoch(corpus, config, 0)
+
+    def inputs(rank_world: World) -> list[torch.Tensor]:
+        steps = iterate_steps(corpus, plan, config, rank_world, 0)
+        return [micro_batch.input_ids_BT for step in steps for micro_batch in step]
+
+    groups = [inputs(world(group, 2)) for group in range(2)]
+    for rank in range(4):
+        of_rank = inputs(world(rank, 4).grouped(2))
+        assert len(of_rank) == len(groups[rank // 2])
+        assert all(map(torch.equal, of_rank, groups[rank // 2]))
+
+
 def test_iterate_steps_from_a_later_step_continues_the_same_order(corpus: Corpus, config: TrainingConfig) -> None:
     assert tokens_of_steps(corpus, config, 2, first_step=3) == tokens_of_steps(corpus, config, 2)[3:]
 
