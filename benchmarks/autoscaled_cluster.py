@@ -2,13 +2,16 @@
 
 Ray's `AutoscalingCluster` does not start from the wheel, which lacks its template, and begins and ends with `ray stop`,
 which takes every Ray on the machine along. Here the configuration is our own and the head is a child of this process;
-what is ended are the processes that carry this cluster's directory in their environment.
+what is ended are this process's descendants. So that a node whose starter has ended stays one, Linux is told to hand it
+to this process and not to the machine's first.
 """
 
+import ctypes
 import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +31,7 @@ NODE_TYPE = RESOURCE = "teacher"  # the resource keeps replicas off the head
 HEAD_TYPE = "ray.head.default"  # as Ray's simulated cloud calls its own
 HEAD_CPUS = 4  # logical, for the clients
 OBJECT_STORE_BYTES = 80 * 2**20
-DIRECTORY = "RAY_TMPDIR"  # each process of the cluster has it
+PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 # Keys that Ray fills in for its own providers alone.
 NO_DEFAULTS = ("cluster_synced_files", "setup_commands", "head_setup_commands", "worker_setup_commands")
 LOOK_S = 0.2
@@ -151,7 +154,7 @@ def autoscaled_cluster(shape: Shape) -> Iterator[AutoscaledCluster]:
     directory = Path(tempfile.mkdtemp(prefix="autoscaler-", dir="/tmp"))  # Unix sockets lie below it: a short path
     os.environ.update(
         {
-            DIRECTORY: str(directory),
+            "RAY_TMPDIR": str(directory),
             "RAY_AUTH_MODE": "disabled",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes take the loopback address, as on a laptop
             "RAY_FAKE_CLUSTER": "1",
@@ -168,7 +171,8 @@ def autoscaled_cluster(shape: Shape) -> Iterator[AutoscaledCluster]:
     )
     import ray  # after the environment, which it reads
 
-    cluster = None
+    adopt_orphans()
+    before, cluster = set(_descendants()), None
     try:
         make_tokenizer(directory / "tokenizer")
         cluster = AutoscaledCluster(directory, shape)
@@ -181,14 +185,20 @@ def autoscaled_cluster(shape: Shape) -> Iterator[AutoscaledCluster]:
             with suppress(Exception):  # whatever it was, an error of the block's own says more
                 cluster.stop_looking()
         ray.shutdown()
-        end_processes(directory)
+        end_descendants(before)
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def end_processes(directory: Path) -> None:
-    """End what carries ``directory`` in its environment: nodes are no longer descendants once their starter is gone."""
+def adopt_orphans() -> None:
+    """Become the parent of what descendants leave behind when they end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants(spared: set[psutil.Process]) -> None:
+    """End all descendants of this process but the ``spared`` ones, those that appear meanwhile included."""
     give_up_at = time.monotonic() + END_S
-    while ours := list(_processes(directory)):
+    while ours := [each for each in _descendants() if each not in spared]:
         for process in ours:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -197,11 +207,10 @@ def end_processes(directory: Path) -> None:
             raise TimeoutError(f"processes of the cluster have not ended: {[each.pid for each in ours]}")
 
 
-def _processes(directory: Path) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            is_ours = process.pid != os.getpid() and process.environ().get(DIRECTORY) == str(directory)
-            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+def _descendants() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
                 yield process
 
 

@@ -1,16 +1,14 @@
 """What the benchmark of the autoscaler tells Ray, and what it makes of its observations."""
 
 import copy
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from benchmarks.autoscaled_cluster import DIRECTORY, Look, Shape, autoscaling_config, end_processes
+from benchmarks.autoscaled_cluster import Look, Shape, autoscaling_config
 from benchmarks.autoscaler import (
     Measurement,
     Moments,
@@ -20,6 +18,7 @@ from benchmarks.autoscaler import (
     idle_times,
     numbers_of_nodes,
 )
+from benchmarks.run_echo import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -88,24 +87,23 @@ def test_ray_finds_the_provider_by_the_name_that_is_in_the_configuration(
     assert provider.node_tags(head)[TAG_RAY_USER_NODE_TYPE] == config["head_node_type"]
 
 
-def test_processes_of_one_cluster_are_ended_and_no_others(tmp_path: Path) -> None:
-    def start(directory: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], DIRECTORY: directory})
-
-    ours, another = start(str(tmp_path)), start(f"{tmp_path}-another")
-    # One whose parent is gone is nobody's descendant any more.
-    script = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
-    starter, environment = [sys.executable, "-c", script], {**os.environ, DIRECTORY: str(tmp_path)}
-    orphan = int(subprocess.run(starter, env=environment, stdout=subprocess.PIPE, check=True).stdout)
-    try:
-        end_processes(tmp_path)
-        ours.wait(10)
-        assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
-        assert another.poll() is None
-    finally:
-        for process in (ours, another):
-            process.kill()
-            process.wait()
+def test_descendants_are_ended_with_those_whose_starter_has_ended_and_no_others() -> None:
+    script = """
+import psutil, subprocess, sys
+from benchmarks.autoscaled_cluster import adopt_orphans, end_descendants
+spared = subprocess.Popen(["sleep", "60"])
+adopt_orphans()
+before = {psutil.Process(spared.pid)}
+child = subprocess.Popen(["sleep", "60"])
+starter = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+orphan = int(subprocess.run([sys.executable, "-c", starter], stdout=subprocess.PIPE, check=True).stdout)
+assert psutil.pid_exists(orphan)
+end_descendants(before)
+print(spared.poll() is None, child.poll() is None, psutil.pid_exists(orphan))
+spared.kill()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert ended.stdout.split() == ["True", "False", "False"], ended.stderr
 
 
 def test_numbers_of_nodes_tell_each_change_once() -> None:
