@@ -13,8 +13,9 @@ from typing import Any
 from cluster.calibration import Calibration, PhaseSpeed, TeacherSpeed, save_calibration
 from cluster.capacity import decode_tokens_per_s
 from cluster.context import RunContext
-from cluster.estimate import teacher_shape
+from cluster.estimate import student_shape, teacher_shape
 from cluster.forecast import Lengths, expected_lengths
+from cluster.model_shape import ModelShape
 from cluster.models import made_teacher_dir
 from cluster.phases.evaluate import evaluate
 from cluster.phases.generate import generate
@@ -33,7 +34,10 @@ from training import storage
 from training.job import StepMetrics, TrainResult
 
 PHASES = (check_terms, make_teacher, plan, generate, seal_dataset, hand_over, train, evaluate)
-STEPS, LOG_EVERY = 30, 5  # the first and the last of these parts have what happens once in them
+STEPS, MOST_STEPS, LOG_EVERY = 30, 150, 5
+# Operations of a training, tens of seconds of a CPU: what starts beside it slows the first seconds down, and few steps
+# of a tiny model take no longer. Speed is that of the second half, without its last part, where the checkpoint is.
+SETTLED = 1e12
 WINDOWS = 4  # rows for so many times the sequences of an engine, so that it is full most of the time …
 TOKENS = 200_000  # … but no more than so many tokens,
 FEWEST_ROWS = 32  # and no fewer rows
@@ -70,13 +74,13 @@ def make_miniature(config: RunConfig, run_dir: str) -> RunConfig:
     tree["sampling"]["truncation"] = TruncationPolicy.KEEP.value
     tree["student"]["control"] = False
     tree["cluster"] |= {"phases": Phases.IN_TURN.value, "teacher_labels": {}, "student_labels": {}}
-    _shorten(tree["training"])
+    _shorten(tree["training"], student_shape(config))
     for name in config.pool:
         teacher = tree["teachers"][name] if config.teachers else tree["teacher"]
         teacher |= {"min_replicas": 1, "max_replicas": 1, "deadline": None}
         if (make := teacher["make"]) is not None:
             make["min_accuracy"] = 0.0
-            _shorten(make["training"])
+            _shorten(make["training"], teacher_shape(config.pool[name]))
             # What knows nothing does not come to an end: it is stopped where its lessons end.
             tree["sampling"]["max_tokens"] = round(expected_lengths(config, name, 0, None).completion)
     rows = max(FEWEST_ROWS, min(WINDOWS * _sequences(config), TOKENS // tree["sampling"]["max_tokens"]))
@@ -86,9 +90,13 @@ def make_miniature(config: RunConfig, run_dir: str) -> RunConfig:
     return parse_run_config(tree, "the recipe in miniature")
 
 
-def _shorten(training: dict[str, Any]) -> None:
+def _shorten(training: dict[str, Any], shape: ModelShape | None) -> None:
     """Few steps; checkpoint and held-back rows come at the end. Rows are not looked at: they need not make sense."""
-    training |= {"max_steps": STEPS, "log_every": LOG_EVERY, "check_rows": 0, "trackers": []}
+    steps = STEPS
+    if shape is not None:
+        tokens = training["batch_tokens"] or training["batch_sequences"] * training["sequence_length"]
+        steps = round(min(MOST_STEPS, max(STEPS, SETTLED / (6.0 * shape.active_weights * tokens))))
+    training |= {"max_steps": steps, "log_every": LOG_EVERY, "check_rows": 0, "trackers": []}
     training |= {"checkpoint_every": NEVER, "evaluate_every": NEVER}
 
 
@@ -156,17 +164,17 @@ def _read_evaluation(record: dict[str, Any]) -> PhaseSpeed:
 
 
 def read_steps(output_dir: str, training: TrainingConfig, phase_s: float) -> PhaseSpeed:
-    """A phase's seconds for each full step, and once; from the metrics of its training, the outer lines left out."""
+    """A phase's seconds for each full step, and once; from the metrics of the second half of its training."""
     result = TrainResult.from_dict(storage.read_json(storage.join(output_dir, "result.json")) or {})
     lines = [StepMetrics(**json.loads(line)) for line in storage.read_lines(storage.join(output_dir, "metrics.jsonl"))]
-    middle = lines[1:-1]
-    step_s = sum(each.seconds for each in middle) / (LOG_EVERY * len(middle))
+    settled = lines[len(lines) // 2 : -1]
+    step_s = sum(each.seconds for each in settled) / (LOG_EVERY * len(settled))
     # Few rows may not fill a step.
     if training.batch_sequences is not None:
-        tokens_per_s = sum(each.tokens_per_s * each.seconds for each in middle) / sum(each.seconds for each in middle)
+        tokens_per_s = sum(each.tokens_per_s * each.seconds for each in settled) / sum(each.seconds for each in settled)
         full = training.batch_sequences * training.sequence_length * result.packing_fill / (tokens_per_s * step_s)
     else:
         assert training.batch_tokens is not None
-        loss_tokens = sum(each.loss_tokens_per_s * each.seconds for each in middle) / (LOG_EVERY * len(middle))
+        loss_tokens = sum(each.loss_tokens_per_s * each.seconds for each in settled) / (LOG_EVERY * len(settled))
         full = training.batch_tokens / loss_tokens
     return PhaseSpeed(once_s=max(0.0, phase_s - lines[-1].step * step_s), unit_s=step_s * full)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.calibrate import STEPS, make_miniature, read_calibration, read_steps
+from cluster.calibrate import MOST_STEPS, STEPS, make_miniature, read_calibration, read_steps
 from cluster.calibration import (
     Calibration,
     PhaseSpeed,
@@ -143,16 +143,17 @@ def test_calibration_is_of_shapes_and_settings_and_not_of_amounts(tmp_path: Path
 def test_every_recipe_has_a_miniature(recipe: Path) -> None:
     config = load_run_config(recipe)
     miniature = make_miniature(config, "/elsewhere/run")
-    assert miniature.training.max_steps == STEPS
+    # Thirty steps of a tiny student are over before the machine has settled.
+    assert miniature.training.max_steps == (MOST_STEPS if recipe.stem == "quickstart" else STEPS)
     assert miniature.prompts.limit is not None
     assert miniature.prompts.limit * miniature.sampling.n <= 2048
     assert all(teacher.max_replicas == 1 for teacher in miniature.pool.values())
     assert calibration_key(config) != calibration_key(miniature)
 
 
-def test_steps_are_read_without_the_first_and_the_last_line(tmp_path: Path) -> None:
+def test_steps_are_read_from_the_second_half_without_the_last_line(tmp_path: Path) -> None:
     """Half-full steps of 0.2 s between a slow start and an evaluation; a full one takes twice as long."""
-    seconds = [9.0, *[1.0] * 4, 6.0]
+    seconds = [9.0, 4.0, 2.0, 1.0, 1.0, 6.0]
     training = TrainingConfig(sequence_length=100, batch_sequences=4)
     lines = [metrics_line(5 * (i + 1), each, tokens=5 * 180) for i, each in enumerate(seconds)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
