@@ -27,8 +27,9 @@ FILLER = -1  # index of a row that only fills a batch up
 LONGEST_RUNS = 64  # of one execution
 POLL_S = 0.02
 APP_NAME, DEPLOYMENT_NAME = "llm", "llm"
+# Without a column ``prompt``, which travels along and which the engine's stage would take for a text.
 INPUT_SCHEMA = pa.schema(
-    [("run", pa.int64()), ("index", pa.int64()), ("prompt", pa.list_(pa.int64())), ("max_tokens", pa.int64())]
+    [("run", pa.int64()), ("index", pa.int64()), ("token_ids", pa.list_(pa.int64())), ("max_tokens", pa.int64())]
 )
 
 
@@ -175,7 +176,7 @@ def _to_table(rows: list[WorkItem], run: int) -> pa.Table:
     columns = {
         "run": [run] * len(rows),
         "index": [row.index for row in rows],
-        "prompt": [row.token_ids for row in rows],
+        "token_ids": [row.token_ids for row in rows],
         "max_tokens": [row.max_tokens for row in rows],
     }
     return pa.table(columns, schema=INPUT_SCHEMA)
@@ -204,7 +205,7 @@ def _to_engine_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": row["run"],
         "index": row["index"],
-        "tokenized_prompt": [int(each) for each in row["prompt"]],  # its request refuses arrays
+        "tokenized_prompt": [int(each) for each in row["token_ids"]],  # its request refuses arrays
         "sampling_params": {
             "temperature": 0.0,
             "max_tokens": int(row["max_tokens"]),
@@ -232,7 +233,7 @@ def _to_serve_row(row: dict[str, Any]) -> dict[str, Any]:
         "dtype": "CompletionRequest",
         "request_kwargs": {
             "model": "bench",
-            "prompt": [int(each) for each in row["prompt"]],
+            "prompt": [int(each) for each in row["token_ids"]],
             "max_tokens": int(row["max_tokens"]),
             "temperature": 0.0,
             "ignore_eos": True,
