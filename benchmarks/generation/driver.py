@@ -34,7 +34,7 @@ DEFAULT_MODELS = ("4m", "27m")
 WARM_UP_ROWS = 160
 WARM_UP_SEED = 10**6  # no pair's
 IDLE_S = 3.0
-IDLE_CORES = 0.25  # Ray's own processes use some; an engine that spins uses most of a core
+IDLE_CORES = 0.35  # Ray's own processes and its data executor use some; an engine that spins uses most of a core
 SETTLE_S = 1.0
 EXAMPLES = """examples:
   python -m benchmarks generation                                       all of the table, an hour and a half

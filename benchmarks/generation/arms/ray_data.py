@@ -26,6 +26,7 @@ BLOCKS = 16  # of a run: enough that rows come out all the time
 FILLER = -1  # index of a row that only fills a batch up
 LONGEST_RUNS = 64  # of one execution
 POLL_S = 0.02
+GATE_POLL_S = 0.1  # it waits while the other arm works, and must not disturb it
 APP_NAME, DEPLOYMENT_NAME = "llm", "llm"
 # Without a column ``prompt``, which travels along and which the engine's stage would take for a text.
 INPUT_SCHEMA = pa.schema(
@@ -195,7 +196,7 @@ def _wait_at_gate(block: pa.Table, gates: str) -> pa.Table:
     run, part = divmod(block.column("id")[0].as_py(), BLOCKS)
     gate = Path(gates) / f"{run}.parquet"
     while not gate.exists():  # the task ends with its cluster
-        time.sleep(POLL_S)
+        time.sleep(GATE_POLL_S)
     rows = pq.read_table(gate, schema=INPUT_SCHEMA)
     size = BATCH_ROWS * -(-rows.num_rows // (BATCH_ROWS * BLOCKS))
     return rows.slice(part * size, size)
