@@ -78,8 +78,9 @@ class RunContext:
         with self.progress.phase(phase):
             record = {**work(), "seconds": round(time.monotonic() - started, 3)}
         with self._terms_lock:
-            terms_s, self._terms_s = self._terms_s, {}
+            terms_s = {name: round(seconds, 4) for name, seconds in self._terms_s.items()}
+            self._terms_s.clear()  # in place: a phase beside this one has the same
         if terms_s:
-            record["terms_s"] = {name: round(seconds, 4) for name, seconds in terms_s.items()}
+            record["terms_s"] = terms_s
         self.run_dir.write_json(f"phases/{phase}.json", record)
         return record

@@ -184,3 +184,16 @@ def test_pace_does_not_count_lines_of_an_earlier_command() -> None:
     assert (pace.first_step_at, pace.left_s) == (None, 0.0)
     pace.count(line(15, time=120.0, seconds=5.0), log_every=10)  # five steps since its checkpoint
     assert (pace.steps, pace.left_s) == (5, 25.0)
+
+
+def test_terms_work_of_phases_side_by_side_is_recorded_once(tmp_path: Path) -> None:
+    ctx = context(make_config(run_dir=str(tmp_path)))
+    beside = ctx.beside(ctx.progress)
+    with ctx.terms_work("lineage"):
+        pass
+    beside.finish("train", dict)
+    with beside.terms_work("admit"):
+        pass
+    ctx.finish("generate", dict)
+    recorded = [(ctx.run_dir.phase_record(phase) or {})["terms_s"].keys() for phase in ("train", "generate")]
+    assert recorded == [{"lineage"}, {"admit"}]
