@@ -8,11 +8,8 @@ to this process and not to the machine's first.
 
 import ctypes
 import logging
-import os
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +22,8 @@ from typing import Any
 import psutil
 import yaml
 
-from benchmarks.run_echo import ROOT, make_tokenizer
+from benchmarks.ray_cluster import ray_home
+from benchmarks.run_echo import make_tokenizer
 
 NODE_TYPE = RESOURCE = "teacher"  # the resource keeps replicas off the head
 HEAD_TYPE = "ray.head.default"  # as Ray's simulated cloud calls its own
@@ -151,42 +149,33 @@ class AutoscaledCluster:
 @contextmanager
 def autoscaled_cluster(shape: Shape) -> Iterator[AutoscaledCluster]:
     """The head alone at first; it and all that belongs to it is gone when the block ends."""
-    directory = Path(tempfile.mkdtemp(prefix="autoscaler-", dir="/tmp"))  # Unix sockets lie below it: a short path
-    os.environ.update(
-        {
-            "RAY_TMPDIR": str(directory),
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes take the loopback address, as on a laptop
-            "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "1",
-            "AUTOSCALER_UPDATE_INTERVAL_S": str(shape.look_every_s),
-            "AUTOSCALER_METRIC_PORT": "0",  # a free one
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a node whose head is gone ends itself
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_memory_monitor_refresh_ms": "0",
-            "GRPC_VERBOSITY": "ERROR",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        }
-    )
-    import ray  # after the environment, which it reads
+    environment = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes take the loopback address, as on a laptop
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": str(shape.look_every_s),
+        "AUTOSCALER_METRIC_PORT": "0",  # a free one
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a node whose head is gone ends itself
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
+    with ray_home("autoscaler", environment) as home:
+        import ray  # after the environment, which it reads
 
-    adopt_orphans()
-    before, cluster = set(_descendants()), None
-    try:
-        make_tokenizer(directory / "tokenizer")
-        cluster = AutoscaledCluster(directory, shape)
-        yield cluster
-    except Exception as error:
-        error.add_note(f"the autoscaler's log ends with:\n{_log_end(directory)}")
-        raise
-    finally:
-        if cluster is not None:
-            with suppress(Exception):  # whatever it was, an error of the block's own says more
-                cluster.stop_looking()
-        ray.shutdown()
-        end_descendants(before)
-        shutil.rmtree(directory, ignore_errors=True)
+        adopt_orphans()
+        before, cluster = set(_descendants()), None
+        try:
+            make_tokenizer(home.directory / "tokenizer")
+            cluster = AutoscaledCluster(home.directory, shape)
+            yield cluster
+        except Exception as error:
+            error.add_note(f"the autoscaler's log ends with:\n{_log_end(home.directory)}")
+            raise
+        finally:
+            if cluster is not None:
+                with suppress(Exception):  # whatever it was, an error of the block's own says more
+                    cluster.stop_looking()
+            ray.shutdown()
+            end_descendants(before)
 
 
 def adopt_orphans() -> None:

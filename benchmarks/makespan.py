@@ -9,13 +9,10 @@ nodes that the teacher gives back, ``in_turn`` has all nodes for each phase.
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -23,11 +20,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import psutil
-
 from benchmarks.echo import EchoScript, deploy
-from benchmarks.node_cluster import END_S, OBJECT_STORE_BYTES, SYSTEM_CONFIG
-from benchmarks.run_echo import ROOT, make_tokenizer
+from benchmarks.node_cluster import OBJECT_STORE_BYTES, SYSTEM_CONFIG
+from benchmarks.ray_cluster import ray_home
+from benchmarks.run_echo import make_tokenizer
 from benchmarks.sleeping_student import read_groups, sleeping_worker
 from configs.load import parse_run_config
 from configs.schema import RunConfig
@@ -88,44 +84,27 @@ def main(arguments: list[str]) -> int:
 @contextmanager
 def simulated_nodes(nodes: int, teacher_nodes: int) -> Iterator[Path]:
     """A head with room for a client, and labelled nodes of one CPU; all is gone when the block ends."""
-    directory = Path(tempfile.mkdtemp(prefix="makespan-", dir="/tmp"))  # Unix sockets lie below it: a short path
-    os.environ.update(
-        {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_TMPDIR": str(directory),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_memory_monitor_refresh_ms": "0",
-            "GRPC_VERBOSITY": "ERROR",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        }
-    )
-    import ray  # after the environment, which it reads
-    from ray.cluster_utils import Cluster
+    with ray_home("makespan", {"RAY_memory_monitor_refresh_ms": "0"}) as home:
+        import ray  # after the environment, which it reads
+        from ray.cluster_utils import Cluster
 
-    before = set(psutil.Process().children(recursive=True))
-    head = {"num_cpus": HEAD_CPUS, "object_store_memory": 4 * OBJECT_STORE_BYTES, "include_dashboard": False}
-    common = {"include_log_monitor": False, "temp_dir": str(directory / "ray"), "_system_config": SYSTEM_CONFIG}
-    cluster = Cluster()
-    try:
-        cluster.add_node(**head, **common)
+        cluster = Cluster()
+        home.ends.callback(cluster.shutdown)
+        cluster.add_node(
+            num_cpus=HEAD_CPUS,
+            object_store_memory=4 * OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            include_log_monitor=False,
+            temp_dir=str(home.directory / "ray"),
+            _system_config=SYSTEM_CONFIG,
+        )
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR", namespace="serve")
         for number in range(nodes):
             labels = {POOL: "teacher" if number < teacher_nodes else "student"}
             cluster.add_node(
                 num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, labels=labels, include_log_monitor=False
             )
-        yield directory
-    finally:
-        ours = set(psutil.Process().children(recursive=True)) - before
-        ray.shutdown()
-        with suppress(Exception):  # of nodes that may have ended by themselves
-            cluster.shutdown()
-        _, alive = psutil.wait_procs(ours, timeout=END_S)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        shutil.rmtree(directory, ignore_errors=True)
+        yield home.directory
 
 
 def make_config(mode: str, directory: Path, options: argparse.Namespace) -> RunConfig:

@@ -7,20 +7,18 @@ not part of them.
 
 import argparse
 import json
-import subprocess
-import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
+
+from benchmarks.processes import measure_in_child
 
 SIZES = (1_000, 10_000, 100_000)
 WARM_UP_ROWS = 1_000
 BOUND_MIB = 64.0
 SAMPLE_S = 0.05
 LONGEST_S = 3600
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str]) -> int:
@@ -35,9 +33,7 @@ def main(arguments: list[str]) -> int:
     print(f"{'rows':>9} {'driver':>12} {'grown':>9} {'client':>12} {'grown':>9} {'seconds':>8}")
     grown = []
     for rows in options.rows:
-        command = [sys.executable, "-m", "benchmarks", "memory", "--child", str(rows)]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=LONGEST_S, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = measure_in_child("memory", str(rows), LONGEST_S)
         grown.append(found["driver_mib"] - found["driver_before_mib"])
         client_grown = found["client_mib"] - found["client_before_mib"]
         print(

@@ -7,14 +7,12 @@ back to the system when they are freed, as with two workers and more; left to it
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import measure_in_child
 from cluster.model_shape import read_shape
 from cluster.student_memory import student_bytes
 from configs.schema import Device, TrainingConfig
@@ -23,7 +21,6 @@ BOUND = 0.1  # of the measured memory
 STEPS = 2  # the first makes AdamW's moments, so the second is the fuller one
 DEADLINE_S = 300.0
 PROMPT_TOKENS = 4  # of each document, two of which fill a sequence: nearly every token bears a loss
-ROOT = Path(__file__).resolve().parent.parent
 RETURNS_FREED = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
@@ -129,26 +126,12 @@ def main(arguments: list[str]) -> int:
     worst = 0.0
     print(f"{'shape':>6} {'estimate':>13} {'measured':>13} {'ratio':>6}")
     for name in options.shapes or SHAPES:
-        estimate, measured = SHAPES[name].estimate_mib(), _run_child(name)
+        estimate = SHAPES[name].estimate_mib()
+        measured = measure_in_child("memory_fit", name, DEADLINE_S, RETURNS_FREED)["measured_mib"]
         worst = max(worst, abs(estimate / measured - 1))
         print(f"{name:>6} {estimate:>9,.0f} MiB {measured:>9,.0f} MiB {estimate / measured:>6.3f}", flush=True)
     print(f"the furthest off is {worst:.1%}; bound {BOUND:.0%}")
     return int(worst > BOUND)
-
-
-def _run_child(name: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "memory_fit", "--child", name],
-        cwd=ROOT,
-        env=os.environ | RETURNS_FREED,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the training of {name} failed: {done.stderr[-2000:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["measured_mib"])
 
 
 def measure_mib(name: str) -> float:

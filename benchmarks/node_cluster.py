@@ -6,19 +6,17 @@ metrics, and workers that are started beforehand. A raylet's two agents stay, as
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.echo import EchoScript, deploy
-from benchmarks.run_echo import APP_NAME, ROOT, make_tokenizer
+from benchmarks.ray_cluster import Home, ray_home
+from benchmarks.run_echo import APP_NAME, make_tokenizer
 
 LOOK_UPS = "STILLHOUSE_BENCHMARK_LOOK_UPS"  # names the directory where clients note them
 RESOURCE = "teacher"
@@ -26,7 +24,6 @@ HEAD_CPUS = 4  # logical, for the clients
 OBJECT_STORE_BYTES = 76 * 2**20  # Ray wants no less than 75 MiB; of what is not used none is taken
 STARTED_AT_ONCE = 16  # replicas; more of them on few cores would not register with their raylet in time
 REPLICAS_S = 240.0
-END_S = 20.0
 POLL_S = 0.25
 SYSTEM_CONFIG = {
     "enable_worker_prestart": False,
@@ -41,11 +38,11 @@ SYSTEM_CONFIG = {
 class NodeCluster:
     """Use `node_cluster`, which also ends it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, home: Home) -> None:
         import ray
         from ray.cluster_utils import Cluster
 
-        self.directory = directory
+        self.directory = home.directory
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -53,10 +50,11 @@ class NodeCluster:
                 "object_store_memory": 4 * OBJECT_STORE_BYTES,
                 "include_dashboard": False,
                 "include_log_monitor": False,
-                "temp_dir": str(directory / "ray"),
+                "temp_dir": str(home.directory / "ray"),
                 "_system_config": SYSTEM_CONFIG,
             },
         )
+        home.ends.callback(self.cluster.shutdown)
         ray.init(self.cluster.address, log_to_driver=False, logging_level=logging.ERROR, namespace="serve")
 
     def grow(self, nodes: int, script: EchoScript) -> None:
@@ -100,40 +98,13 @@ class NodeCluster:
 @contextmanager
 def node_cluster() -> Iterator[NodeCluster]:
     """The head alone at first; it and all that belongs to it is gone when the block ends."""
-    directory = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))  # Unix sockets lie below it: a short path
-    look_ups = directory / "look-ups"
-    look_ups.mkdir()
-    os.environ.update(
-        {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_TMPDIR": str(directory),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_memory_monitor_refresh_ms": "0",
-            "GRPC_VERBOSITY": "ERROR",
-            "TOKENIZERS_PARALLELISM": "false",
-            LOOK_UPS: str(look_ups),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        }
-    )
-    import ray  # after the environment, which it reads
-
-    before = set(psutil.Process().children(recursive=True))
-    cluster = None
-    try:
-        cluster = NodeCluster(directory)
-        make_tokenizer(directory / "tokenizer")
+    with ray_home("nodes", {"RAY_memory_monitor_refresh_ms": "0"}) as home:
+        look_ups = home.directory / "look-ups"
+        look_ups.mkdir()
+        os.environ[LOOK_UPS] = str(look_ups)
+        cluster = NodeCluster(home)
+        make_tokenizer(home.directory / "tokenizer")
         yield cluster
-    finally:
-        ours = set(psutil.Process().children(recursive=True)) - before
-        ray.shutdown()
-        if cluster is not None:
-            with suppress(Exception):  # of nodes that may have ended by themselves
-                cluster.cluster.shutdown()
-        _, alive = psutil.wait_procs(ours, timeout=END_S)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _deploy(script: EchoScript, replicas: int) -> None:

@@ -1,12 +1,14 @@
-"""The driver's side of a process that runs one arm of a comparison: start, questions with deadlines, CPU time, end.
+"""Processes that measure, from the side of who asks them.
 
-The process answers with one JSON line at a time on its standard output; all else that it prints goes to its log.
+One that runs an arm of a comparison answers with one JSON line at a time on its standard output, and all else that it
+prints goes to its log; one that measures once and for itself ends with such a line.
 """
 
 import json
 import os
 import selectors
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,30 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_S = 1.0  # what a process uses between its last sample and its end is not counted
 END_S = 30.0
 LOG_LINES = 60  # torchrun puts as many after the error itself
+
+
+def measure_in_child(
+    program: str, argument: str, deadline_s: float, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What ``python -m benchmarks PROGRAM --child ARGUMENT`` prints as its last line, a JSON object.
+
+    Raises:
+        RuntimeError: it failed; has the end of what it said.
+        subprocess.TimeoutExpired: it took longer than ``deadline_s``.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", program, "--child", argument],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=deadline_s,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{program} of {argument} failed: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 class ArmFailed(RuntimeError):

@@ -1,16 +1,21 @@
-"""A Ray of an arm's own on loopback; it and everything that it started is gone when the block ends."""
+"""A Ray of a benchmark's own on loopback; it and everything that it started is gone when the block ends."""
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from benchmarks.processes import ROOT
+
 NUM_CPUS = 8  # logical: what fits is decided by the machine and not by Ray, in every arm
 OBJECT_STORE_BYTES = 256 * 2**20
-END_S = 10.0
+END_S = 20.0
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,8 +34,7 @@ def ray_cluster(directory: Path) -> Iterator[None]:
     os.environ.update(ENVIRONMENT)
     import ray
 
-    before = set(psutil.Process().children(recursive=True))
-    try:
+    with _ended():
         ray.init(
             num_cpus=NUM_CPUS,
             include_dashboard=False,
@@ -41,8 +45,53 @@ def ray_cluster(directory: Path) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
         )
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a benchmark's Ray lives; ``ends`` is closed once Ray is shut down, and may fail."""
+
+    directory: Path
+    ends: ExitStack
+
+
+@contextmanager
+def ray_home(name: str, environment: Mapping[str, str] | None = None) -> Iterator[Home]:
+    """A directory whose name begins with ``name``, and the environment; Ray, which reads it, is imported afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))  # Unix sockets lie below it: a short path
+    os.environ.update(
+        {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TMPDIR": str(directory),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "GRPC_VERBOSITY": "ERROR",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+            **(environment or {}),
+        }
+    )
+    try:
+        with _ended() as ends:
+            yield Home(directory, ends)
     finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _ended() -> Iterator[ExitStack]:
+    """Whatever was started within is ended."""
+    import ray
+
+    before, ends = set(psutil.Process().children(recursive=True)), ExitStack()
+    try:
+        yield ends
+    finally:
+        # Looked up first: what outlives its raylet is no child of this process any more.
+        ours = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
-        _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=END_S)
+        with suppress(Exception):  # nodes may have ended by themselves
+            ends.close()
+        _, alive = psutil.wait_procs(ours, timeout=END_S)
         for process in alive:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

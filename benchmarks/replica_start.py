@@ -8,8 +8,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -17,9 +15,10 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.processes import measure_in_child
+
 GOAL_S = 20.0  # from asking Serve for the teacher to its first token
 DEADLINE_S = 300.0
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("imports", "ray", "serve", "replica", "token")
 OF_THE_REPLICA = ("built in", "cpu")
 APP_NAME = "teacher"
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> int:
     try:
         model = make_model(options.model, directory)
         print("  ".join(f"{part:>8}" for part in (*PARTS, "sum", *OF_THE_REPLICA)) + "  (seconds)")
-        starts = [_show(_run_child(model)) for _ in range(options.starts)]
+        starts = [_show(measure_in_child("replica_start", model, 2 * DEADLINE_S)) for _ in range(options.starts)]
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     to_token = statistics.median(start["replica"] + start["token"] for start in starts)
@@ -92,15 +91,6 @@ def replica_cpu_s() -> float:
             times = process.cpu_times()
             return float(times.user + times.system)
     return 0.0
-
-
-def _run_child(model: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks", "replica_start", "--child", model]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the start failed: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _show(start: dict[str, float]) -> dict[str, float]:

@@ -1,18 +1,14 @@
 """A whole run on the echo teacher in an embedded cluster: plan, stream and seal, each timed, for the benchmarks."""
 
 import logging
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from benchmarks.echo import EchoScript, deploy
+from benchmarks.ray_cluster import ray_home
 from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig
 from configs.table import COMPLETIONS_SCHEMA
 from services.client import ClientSpec, TableJob
@@ -21,7 +17,6 @@ from services.plan import extend_plan
 from services.prompts import Prompt, make_prompt
 from services.table import open_or_create
 
-ROOT = Path(__file__).resolve().parent.parent
 APP_NAME = "echo"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 "
 COMMIT_S, REQUEST_S, PROGRESS_S = 60.0, 60.0, 300.0
@@ -39,38 +34,20 @@ class Timing:
 @contextmanager
 def echo_cluster(num_cpus: int = 4, object_store_mib: int = 100) -> Iterator[Path]:
     """An embedded Ray with the echo teacher; yields a directory that is gone afterwards, as is everything else."""
-    directory = Path(tempfile.mkdtemp(prefix="echo-", dir="/tmp"))  # Unix sockets lie below it: a short path
-    os.environ.update(
-        {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_TMPDIR": str(directory),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "GRPC_VERBOSITY": "ERROR",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        }
-    )
-    import ray  # after the environment, which it reads
+    with ray_home("echo") as home:
+        import ray  # after the environment, which it reads
 
-    before = set(psutil.Process().children(recursive=True))
-    try:
         ray.init(
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=object_store_mib * 2**20,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(directory / "ray"),
+            _temp_dir=str(home.directory / "ray"),
         )
         deploy(APP_NAME, EchoScript(), num_cpus=1)
-        make_tokenizer(directory / "tokenizer")
-        yield directory
-    finally:
-        ray.shutdown()
-        _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
-        for process in alive:
-            process.kill()
-        shutil.rmtree(directory, ignore_errors=True)
+        make_tokenizer(home.directory / "tokenizer")
+        yield home.directory
 
 
 def make_tokenizer(directory: Path) -> None:

@@ -18,7 +18,7 @@ from benchmarks.autoscaler import (
     idle_times,
     numbers_of_nodes,
 )
-from benchmarks.run_echo import ROOT
+from benchmarks.processes import ROOT
 
 pytestmark = pytest.mark.unit
 
