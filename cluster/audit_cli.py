@@ -1,5 +1,6 @@
 """``stillhouse audit``: the key's id, the mark in a text, and the mark in a student."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,30 +9,59 @@ from cyclopts import App, Parameter, validators
 from configs.watermark import WatermarkKind
 
 if TYPE_CHECKING:
+    from cluster.audit import AuditReport
     from configs.watermark import WatermarkScheme
+    from services.watermark.key import WatermarkKey
 
 KEY_VARIABLE = "STILLHOUSE_WATERMARK_KEY"
 
 KeyEnv = Annotated[str, Parameter(help="Environment variable that holds the secret key.")]
 KeyFile = Annotated[Path | None, Parameter(help="File that holds the secret key; goes before the variable.")]
-KeyId = Annotated[str | None, Parameter(help="Id that the key must have; files of a run say it themselves.")]
-Kind = Annotated[WatermarkKind | None, Parameter(help="How text is marked; unset means gumbel. So with what follows.")]
-ContextTokens = Annotated[
-    int | None,
-    Parameter(validator=validators.Number(gte=1, lte=16), help="Tokens before a token that decide its mark; 4."),
-]
-Channels = Annotated[
-    int | None, Parameter(validator=validators.Number(gte=1, lte=1024), help="Independent marks of the key; 1.")
-]
-GreenShare = Annotated[
-    float | None,
-    Parameter(validator=validators.Number(gt=0, lt=1), help="Green part of the vocabulary, for green_list; 0.25."),
-]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Options that say what is looked for: the key, and how text is marked with it."""
+
+    key_env: KeyEnv = KEY_VARIABLE
+    key_file: KeyFile = None
+    key_id: Annotated[str | None, Parameter(help="Id that the key must have; files of a run say it themselves.")] = None
+    kind: Annotated[
+        WatermarkKind | None, Parameter(help="How text is marked; unset means gumbel. So with what follows.")
+    ] = None
+    context_tokens: Annotated[
+        int | None,
+        Parameter(validator=validators.Number(gte=1, lte=16), help="Tokens before a token that decide its mark; 4."),
+    ] = None
+    channels: Annotated[
+        int | None, Parameter(validator=validators.Number(gte=1, lte=1024), help="Independent marks of the key; 1.")
+    ] = None
+    green_share: Annotated[
+        float | None,
+        Parameter(validator=validators.Number(gt=0, lt=1), help="Green part of the vocabulary, for green_list; 0.25."),
+    ] = None
+
+    def load(self, texts: str) -> "tuple[WatermarkKey, WatermarkScheme]":
+        """The key, and the scheme that was asked for, else the one that the files name, else the default."""
+        from cluster.audit_texts import read_mark
+        from configs.watermark import WatermarkScheme
+        from services.watermark.key import load_key
+
+        asked = {name: getattr(self, name) for name in ("kind", "context_tokens", "channels", "green_share")}
+        recorded = dict(read_mark(texts) or {})
+        recorded_id = recorded.pop("key_id", None)
+        scheme = WatermarkScheme(**recorded | {name: value for name, value in asked.items() if value is not None})
+        return load_key(self.key_env, self.key_file, self.key_id or recorded_id), scheme
+
+
 Tokenizer = Annotated[str | None, Parameter(help="The teacher's tokenizer, for text: a directory or OWNER/NAME.")]
 Texts = Annotated[str, Parameter(help="Parquet, JSONL or text file, or a directory of Parquet files; any fsspec URI.")]
 MaxTexts = Annotated[int, Parameter(validator=validators.Number(gte=1), help="Texts that are read at most.")]
 Report = Annotated[Path | None, Parameter(help="File that the figures are written to, as JSON.")]
 Debug = Annotated[bool, Parameter(negative="", help="Show tracebacks.")]
+
+UNSAID = Mark()
 
 audit = App(name="audit", help="Watermarks: whether a text carries the mark of a key, and whether a student learnt it.")
 
@@ -53,13 +83,7 @@ def text(
     texts: Texts,
     *,
     tokenizer: Tokenizer = None,
-    key_env: KeyEnv = KEY_VARIABLE,
-    key_file: KeyFile = None,
-    key_id: KeyId = None,
-    kind: Kind = None,
-    context_tokens: ContextTokens = None,
-    channels: Channels = None,
-    green_share: GreenShare = None,
+    mark: Mark = UNSAID,
     max_texts: MaxTexts = 10_000,
     report: Report = None,
     debug: Debug = False,
@@ -72,15 +96,10 @@ def text(
     """
     from cluster.audit import audit_texts
     from cluster.audit_texts import read_texts
-    from services.watermark.key import load_key
 
-    scheme, recorded_id = _find_scheme(texts, kind, context_tokens, channels, green_share)
-    secret = load_key(key_env, key_file, key_id or recorded_id)
+    secret, scheme = mark.load(texts)
     made = audit_texts(read_texts(texts, tokenizer, max_texts), secret, scheme)
-    print("\n".join(made.lines))
-    if report is not None:
-        made.write(report)
-    return 0
+    return _tell(made, report)
 
 
 @audit.command
@@ -92,13 +111,7 @@ def student(
         str | None, Parameter(help="What it was before it was trained; without one the test is weaker.")
     ] = None,
     tokenizer: Tokenizer = None,
-    key_env: KeyEnv = KEY_VARIABLE,
-    key_file: KeyFile = None,
-    key_id: KeyId = None,
-    kind: Kind = None,
-    context_tokens: ContextTokens = None,
-    channels: Channels = None,
-    green_share: GreenShare = None,
+    mark: Mark = UNSAID,
     decoys: Annotated[
         int, Parameter(validator=validators.Number(gte=20, lte=10_000), help="Other keys that are tried beside it.")
     ] = 100,
@@ -118,11 +131,9 @@ def student(
     """
     from cluster.audit import audit_model
     from cluster.audit_texts import read_texts
-    from services.watermark.key import load_key
     from training.job import JobDevice
 
-    scheme, recorded_id = _find_scheme(texts, kind, context_tokens, channels, green_share)
-    secret = load_key(key_env, key_file, key_id or recorded_id)
+    secret, scheme = mark.load(texts)
     made = audit_model(
         model,
         base,
@@ -133,20 +144,11 @@ def student(
         num_decoys=decoys,
         device=JobDevice.GPU if gpu else JobDevice.CPU,
     )
+    return _tell(made, report)
+
+
+def _tell(made: "AuditReport", report: Path | None) -> int:
     print("\n".join(made.lines))
     if report is not None:
         made.write(report)
     return 0
-
-
-def _find_scheme(
-    texts: str, kind: WatermarkKind | None, context_tokens: int | None, channels: int | None, green_share: float | None
-) -> "tuple[WatermarkScheme, str | None]":
-    """The scheme that was asked for, else the one that the files name, else the default; and the key's id they name."""
-    from cluster.audit_texts import read_mark
-    from configs.watermark import WatermarkScheme
-
-    asked = {"kind": kind, "context_tokens": context_tokens, "channels": channels, "green_share": green_share}
-    recorded = dict(read_mark(texts) or {})
-    key_id = recorded.pop("key_id", None)
-    return WatermarkScheme(**recorded | {name: value for name, value in asked.items() if value is not None}), key_id
