@@ -117,7 +117,7 @@ def sampling_words(config: RunConfig) -> str:
     """How the teacher wrote, in one line."""
     sampling = config.sampling
     drawn = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-    marks = {each.watermark.key_id: each.watermark.kind for each in config.pool.values() if each.watermark is not None}
+    marks = {each.key_id: each.kind for each in config.watermarks.values()}
     marked = "".join(f"; with the {kind.value} watermark of the key {key_id}" for key_id, kind in marks.items())
     return f"{sampling.n} a prompt, {drawn}, at most {sampling.max_tokens:,} tokens, seed {sampling.seed}{marked}"
 

@@ -44,11 +44,10 @@ def teacher_demands(
     """Of each teacher: all replicas that it may have; on nodes of its own the fewest, as those are nobody else's."""
     demands = []
     for name, teacher in config.pool.items():
-        section = f"teachers.{name}" if config.teachers else "teacher"
         replicas = teacher.min_replicas if is_split else teacher.max_replicas
         on_gpu = device(teacher.engine.device, teacher.accelerator_type) is Device.GPU
         needs = {"CPU": 1, "GPU": teacher.engine.gpus_per_replica} if on_gpu else {"CPU": teacher.engine.threads}
-        key = f"{section}.{'min' if is_split else 'max'}_replicas"
+        key = f"{config.teacher_key(name)}.{'min' if is_split else 'max'}_replicas"
         demands.append(Demand(key, {resource: float(replicas * each) for resource, each in needs.items()}))
     return demands
 

@@ -45,9 +45,9 @@ def check_sources(config: RunConfig) -> None:
     check_trackers(config.training.trackers)
     for name, teacher in config.pool.items():
         if teacher.model is not None:
-            _check_source(_key(config, name, "model"), teacher.model)
-        if (mark := teacher.watermark) is not None:
-            load_key(mark.key_env, mark.key_file, mark.key_id)
+            _check_source(f"{config.teacher_key(name)}.model", teacher.model)
+    for mark in config.watermarks.values():
+        load_key(mark.key_env, mark.key_file, mark.key_id)
     if config.student.model is not None:
         _check_source("student.model", config.student.model)
         _check_context(config, config.student.model)
@@ -79,10 +79,6 @@ def _context_length(model_config: dict[str, Any]) -> int | None:
     return model_config.get("max_position_embeddings") or model_config.get("n_positions")
 
 
-def _key(config: RunConfig, name: str, key: str) -> str:
-    return f"teachers.{name}.{key}" if config.teachers else f"teacher.{key}"
-
-
 def _check_template(config: RunConfig, name: str, source: TeacherSource) -> None:
     """A chat needs a template; looks at the first prompt, as a source is of one form."""
     if config.pool[name].make is not None:
@@ -95,8 +91,8 @@ def _check_template(config: RunConfig, name: str, source: TeacherSource) -> None
     renderer = PromptRenderer.load(source.model, source.revision, {}, config.pool[name].trust_remote_code)
     if not renderer.has_chat_template:
         raise UserError(
-            f"{_key(config, name, 'model')}: the tokenizer of {source.model} has no chat template, which prompts with "
-            f"{config.prompts.messages_column!r} need; add chat_template.jinja to it, or give plain prompts in "
+            f"{config.teacher_key(name)}.model: the tokenizer of {source.model} has no chat template, which prompts "
+            f"with {config.prompts.messages_column!r} need; add chat_template.jinja to it, or give plain prompts in "
             f"{config.prompts.prompt_column!r}"
         )
 

@@ -6,12 +6,9 @@ from typing import Any
 from cluster.context import RunContext
 from cluster.phases.evaluate import evaluate
 from cluster.phases.export import export
-from cluster.phases.generate import generate
-from cluster.phases.hand_over import hand_over
 from cluster.phases.make_teacher import make_teacher
-from cluster.phases.overlap import generate_and_train
+from cluster.phases.overlap import TEACHER_PHASES, generate_and_train
 from cluster.phases.plan import plan
-from cluster.phases.seal import seal_dataset
 from cluster.phases.terms import check_terms
 from cluster.phases.train import train
 from cluster.run_estimate import keep_estimate
@@ -19,7 +16,7 @@ from cluster.run_estimate import keep_estimate
 Phase = Callable[[RunContext], Any]
 
 PLAN: tuple[Phase, ...] = (check_terms, make_teacher, plan, keep_estimate)
-GENERATE: tuple[Phase, ...] = (*PLAN, generate, seal_dataset, hand_over)
+GENERATE: tuple[Phase, ...] = (*PLAN, *TEACHER_PHASES)
 TRAIN: tuple[Phase, ...] = (train,)
 EVALUATE: tuple[Phase, ...] = (evaluate,)
 EXPORT: tuple[Phase, ...] = (export,)

@@ -124,7 +124,7 @@ def _models(config: RunConfig) -> list[tuple[str, str, str | None, SourceTerms]]
     """Key, model, revision and declared terms of everything that is loaded."""
     models = []
     for name, teacher in config.pool.items():
-        key = f"teachers.{name}" if config.teachers else "teacher"
+        key = config.teacher_key(name)
         declared = config.terms.teachers.get(name, SourceTerms()) if config.teachers else config.terms.teacher
         if teacher.model is not None:
             models.append((key, teacher.model, teacher.revision, declared))

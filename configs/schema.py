@@ -683,6 +683,15 @@ class RunConfig(Section):
         """Every teacher by name; the one of the section ``teacher`` has that name."""
         return {ONLY_TEACHER: self.teacher} if self.teacher is not None else self.teachers
 
+    def teacher_key(self, name: str) -> str:
+        """The section of a teacher: ``teacher``, or ``teachers.<name>`` where there are several."""
+        return f"teachers.{name}" if self.teachers else "teacher"
+
+    @property
+    def watermarks(self) -> dict[str, WatermarkConfig]:
+        """The marks of those teachers that have one, by name."""
+        return {name: each.watermark for name, each in self.pool.items() if each.watermark is not None}
+
     @property
     def main_teacher(self) -> str:
         """Name of the teacher that is measured, and whose tokenizer a student from random weights takes."""
@@ -782,7 +791,7 @@ class RunConfig(Section):
                 "the student more workers instead"
             )
         for name, teacher in self.pool.items():
-            key = f"teachers.{name}" if self.teachers else "teacher"
+            key = self.teacher_key(name)
             limit = teacher.engine.max_model_len
             if limit is not None and self.sampling.max_tokens >= limit:
                 raise ValueError(

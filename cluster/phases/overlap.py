@@ -26,6 +26,7 @@ from services.dataset import pending_shards, read_ledger, read_lineage
 from training.job import StepMetrics, TrainJob, TrainResult, Transfer
 from training.output import load_result
 
+TEACHER_PHASES = (generate, seal_dataset, hand_over)
 LOOK_EVERY_S = 1.0
 FIRST_STEP_SHARE = 0.15  # of the rows: a student that waits for more of them begins late
 
@@ -35,7 +36,7 @@ def generate_and_train(ctx: RunContext) -> dict[str, Any]:
     if ctx.config.is_overlapped and any(pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri)):
         _overlap(ctx)
     else:
-        for phase in (generate, seal_dataset, hand_over):
+        for phase in TEACHER_PHASES:
             phase(ctx)
     return train(ctx)  # after an overlap: holds what was learnt against the seal and today's terms
 
@@ -52,7 +53,7 @@ def _overlap(ctx: RunContext) -> None:
         side = Beside(student.learn, ctx.config.deadlines.shutdown)
 
         def write() -> None:
-            for phase in (generate, seal_dataset, hand_over):
+            for phase in TEACHER_PHASES:
                 phase(ctx)
             student.has_nodes.set()
             side.wait()

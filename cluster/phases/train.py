@@ -45,7 +45,7 @@ CONTROL_SCHEMA = pa.schema(
 def train(ctx: RunContext) -> dict[str, Any]:
     """Train the student, and the control student where the recipe asks for one, in the same workers."""
     manifest = _sealed(ctx)
-    jobs = {"student": student_job(ctx)}
+    jobs = {"student": student_job(ctx, manifest)}
     with ctx.terms_work("admit"):
         quarantined = gate_training(ctx.config, manifest).quarantined
     _check_learnt(jobs["student"], manifest)
