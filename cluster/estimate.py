@@ -13,6 +13,7 @@ from cluster.usage import accelerator_types
 from configs.errors import UserError
 from configs.prices import Price, PriceTable
 from configs.schema import Device, RunConfig, TeacherConfig
+from configs.tensor_parallel import check_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def _check_teacher(config: RunConfig, name: str, teacher: TeacherConfig, prices:
     length = _longest(config, teacher)
     fit = fit_teacher(shape, teacher.engine, length, price.memory_gib)
     if not fit.fits:
-        key = f"teachers.{name}" if config.teachers else "teacher"
+        key = config.teacher_key(name)
         raise UserError(
             f"{key}.model does not fit {teacher.engine.gpus_per_replica} {teacher.accelerator_type} of "
             f"{price.memory_gib:g} GiB: each would hold {fit.weights_gib:.1f} GiB of weights, with room for "
@@ -112,7 +113,7 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
     shape = student_shape(config)
     if shape is None:
         return
-    _check_heads(shape, config.training.tensor_parallel_size)
+    check_heads(shape.heads, shape.kv_heads, config.training.tensor_parallel_size)
     if not student_uses_gpu(config):
         return
     named = accelerator_types(config) & prices.accelerators.keys()
@@ -125,14 +126,6 @@ def _check_student(config: RunConfig, prices: PriceTable) -> None:
             f"and optimiser, {fit.activations_gib:.1f} of activations), and {name} has {fit.available_gib:.1f}; raise "
             "training.num_workers, set training.activation_checkpointing=full, or lower training.micro_batch_sequences"
         )
-
-
-def _check_heads(shape: ModelShape, size: int) -> None:
-    for number, what in ((shape.heads, "attention heads"), (shape.kv_heads, "key and value heads")):
-        if number % size:
-            raise UserError(
-                f"training.tensor_parallel_size ({size}) must divide the student's {number} {what}; set it to a divisor"
-            )
 
 
 def _fit_types(config: RunConfig, shape: ModelShape, types: Mapping[str, Price]) -> dict[str, StudentFit]:

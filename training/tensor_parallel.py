@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 from transformers import PreTrainedModel
 
 from configs.errors import UserError
+from configs.tensor_parallel import check_heads
 
 _CUT_DIMENSIONS = {"colwise": 0, "rowwise": 1}  # of a weight
 _CUT_NAMES = {"colwise": "outputs", "rowwise": "inputs"}
@@ -48,7 +49,7 @@ def plan_layers(model: PreTrainedModel, layers: list[torch.nn.Module], size: int
         raise UserError(f"{asked}: transformers' plan for it cuts more than plain matrices ({strange[0]}); {instead}")
     config = model.config.get_text_config()
     num_heads = config.num_attention_heads
-    _check_heads(num_heads, getattr(config, "num_key_value_heads", None) or num_heads, size)
+    check_heads(num_heads, getattr(config, "num_key_value_heads", None) or num_heads, size)
     names = {id(module): name for name, module in model.base_model.named_modules()}
     plans = [_plan_layer(layer, names[id(layer)], plan) for layer in layers]
     for layer, of_layer in zip(layers, plans, strict=True):
@@ -62,14 +63,6 @@ def plan_layers(model: PreTrainedModel, layers: list[torch.nn.Module], size: int
 def _plan_layer(layer: torch.nn.Module, prefix: str, plan: LayerPlan) -> LayerPlan:
     keys = {name: re.sub(r"\b\d+\b", "*", f"{prefix}.{name}") for name, _ in layer.named_modules()}
     return {name: plan[key] for name, key in keys.items() if key in plan}
-
-
-def _check_heads(num_heads: int, num_key_value_heads: int, size: int) -> None:
-    for number, what in ((num_heads, "attention heads"), (num_key_value_heads, "key and value heads")):
-        if number % size:
-            raise UserError(
-                f"training.tensor_parallel_size ({size}) must divide the student's {number} {what}; set it to a divisor"
-            )
 
 
 def _find_whole(layer: torch.nn.Module, plan: LayerPlan) -> str | None:
