@@ -1,13 +1,12 @@
-"""Rows of a whole table that claim an identity, counted by maker; reads it batch by batch, whatever its size.
+"""Rows of a whole table that claim an identity, counted by maker; reads files batch by batch, whatever their size.
 
-Called when a run's data is sealed. What counts as a claim is `services.claims`'s to say.
+Shown each file when a run's data is sealed. What counts as a claim is `services.claims`'s to say.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -49,27 +48,32 @@ class MakerCount:
         }
 
 
-def count_claims(uri: str, paths: Iterable[str], own_makers: OwnMakers) -> dict[str, Any]:
-    """What the rows of a completions table's files claim to be, as a manifest has it.
+class ClaimCount:
+    """What the rows of a completions table's files claim to be.
 
     ``own_makers`` says, from a row's ``teacher_repo``, whose model its teacher may call itself.
     """
-    counts: dict[tuple[str, bool], MakerCount] = {}
-    for path in paths:
-        for row, claim, own in _claims_of_file(f"{uri}/{path}", own_makers):
+
+    def __init__(self, own_makers: OwnMakers) -> None:
+        self._own_makers = own_makers
+        self._counts: dict[tuple[str, bool], MakerCount] = {}
+
+    def add(self, file: pq.ParquetFile) -> None:
+        """Count the rows of one more file."""
+        for row, claim, own in self._claims_of(file):
             key = claim.maker, own
-            count = counts.setdefault(key, MakerCount(*key))
+            count = self._counts.setdefault(key, MakerCount(*key))
             count.add(f"{row['prompt_id']}/{row['sample_index']}", accepted=row["status"] == RowStatus.ACCEPTED)
-    ordered = sorted(counts.values(), key=lambda each: (each.own, -each.accepted, -each.rows, each.maker))
-    return {"version": load_claims().version, "makers": [each.to_dict() for each in ordered]}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        ordered = sorted(self._counts.values(), key=lambda each: (each.own, -each.accepted, -each.rows, each.maker))
+        return {"version": load_claims().version, "makers": [each.to_dict() for each in ordered]}
 
-def _claims_of_file(path: str, own_makers: OwnMakers) -> Iterator[tuple[dict[str, Any], Claim, bool]]:
-    with fsspec.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        known = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=known):
-            own = [own_makers(teacher) for teacher in _teachers(batch)]
+    def _claims_of(self, file: pq.ParquetFile) -> Iterator[tuple[dict[str, Any], Claim, bool]]:
+        known = [name for name in COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=known):
+            own = [self._own_makers(teacher) for teacher in _teachers(batch)]
             for place, claim in claims_in_column(batch.column("completion"), own):
                 [row] = batch.slice(place, 1).select(["prompt_id", "sample_index", "status"]).to_pylist()
                 yield row, claim, claim.maker in own[place]

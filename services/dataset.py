@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,8 +130,15 @@ def pending_shards(prompts_uri: str, completions_uri: str) -> Iterator[ShardFile
     return (file for file in shard_files(DeltaTable(prompts_uri)) if file.shard not in done)
 
 
-def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Seal:
+def seal(
+    prompts_uri: str,
+    completions_uri: str,
+    samples_per_prompt: int,
+    look: Callable[[pq.ParquetFile], None] = lambda _: None,
+) -> Seal:
     """Check that each planned row is there exactly once, and pin the table version with digests.
+
+    ``look`` is shown each file while it is open, for what else is to be learnt of its rows.
 
     Raises:
         UserError: rows are missing, doubled or unplanned; names the first of them.
@@ -142,7 +149,7 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
     plan = list(shard_files(DeltaTable(prompts_uri)))
     if len(completed) < len(committed):
         double = next(each for each in committed if completed[each.shard] is not each)
-        ids = _ids(_read_sealed(f"{completions_uri}/{double.path}")[1])
+        ids = _ids(_read_sealed(f"{completions_uri}/{double.path}", lambda _: None)[1])
         raise UserError(
             f"{completions_uri}: shard {double.shard} is there twice, with rows {ids[:NAMED_IDS]}; do not train on it, "
             "and please report this"
@@ -159,7 +166,7 @@ def seal(prompts_uri: str, completions_uri: str, samples_per_prompt: int) -> Sea
                 f"{completions_uri}: shard {planned.shard} ({planned.num_rows * samples_per_prompt} rows, "
                 f"{missing[:NAMED_IDS]} and so on) has not been made yet; run `stillhouse generate` again"
             )
-        digest, columns = _read_sealed(f"{completions_uri}/{file.path}")
+        digest, columns = _read_sealed(f"{completions_uri}/{file.path}", look)
         _check_ids(_ids(columns), wanted, samples_per_prompt, file)
         _count_lineage(columns, rows, accepted)
         files.append(SealedFile(file.path, file.num_rows, digest))
@@ -175,14 +182,16 @@ def _count(files: list[ShardFile], planned_rows: int) -> Ledger:
     return Ledger(planned_rows, accepted, total - accepted - failed, failed)
 
 
-def _read_sealed(path: str) -> tuple[str, pa.Table]:
+def _read_sealed(path: str, look: Callable[[pq.ParquetFile], None]) -> tuple[str, pa.Table]:
     """A file's digest, and the columns that sealing looks at: ids, states, and what the policy decides on."""
     with fsspec.open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         parquet = pq.ParquetFile(file)
         known = [name for name in LICENSED_COLUMNS if name in parquet.schema_arrow.names]
-        return digest, parquet.read(columns=["prompt_id", "sample_index", "status", *known])
+        columns = parquet.read(columns=["prompt_id", "sample_index", "status", *known])
+        look(parquet)
+        return digest, columns
 
 
 def _ids(columns: pa.Table) -> list[tuple[str, int]]:
