@@ -1,7 +1,8 @@
 """``MANIFEST.json`` of a released student, and the check of a directory against it: what differs, and where.
 
-Besides the digest of each file there are short ones of its parts, so that a difference is told to within a part. From
-digests alone nobody can tell the very byte.
+Besides the digest of each file there are short ones of its parts, so that a difference is told to within a part, and
+two sums of a part's bytes, from which follows the very byte where it alone was changed: the bytes, and each times its
+place. Put back, it must give the part's digest, so what is told is certain.
 """
 
 import hashlib
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 
 from configs.errors import UserError
 
 NAME = "MANIFEST.json"
 SIGNATURE = f"{NAME}.sig"  # of the manifest, so it is not in it
-SCHEMA = 1
+SCHEMA = 2
 FINEST, COARSEST = 256, 2**20  # bytes of a part
 PARTS = 256  # of a file, at most, until parts are the coarsest
 PART_DIGITS = 16  # hex digits: parts only locate what the whole digest has found
@@ -129,21 +131,55 @@ def _difference(full: str, path: str, recorded: dict[str, Any]) -> str | None:
     if number is None:
         return f"{path} has {found['bytes']:,} bytes and not {recorded['bytes']:,}"
     start = number * recorded["part_bytes"]
+    if (byte := _changed_byte(full, number, found, recorded)) is not None:
+        place, is_byte, was_byte = byte
+        return (
+            f"{path} differs, first at byte {start + place:,} of {recorded['bytes']:,}: {is_byte}, and was {was_byte}"
+        )
     end = min(start + recorded["part_bytes"], recorded["bytes"]) - 1
     length = "" if found["bytes"] == recorded["bytes"] else f"; it has {found['bytes']:,} bytes"
     return f"{path} differs, first in bytes {start:,} to {end:,} of {recorded['bytes']:,}{length}"
 
 
+def _changed_byte(
+    full: str, number: int, found: dict[str, Any], recorded: dict[str, Any]
+) -> tuple[int, int, int] | None:
+    """The byte of a part that alone was changed: its place in the part, what it is and was; None if it is not alone."""
+    change = found["sums"][number] - recorded["sums"][number]
+    moved = found["place_sums"][number] - recorded["place_sums"][number]
+    if change == 0 or moved % change:
+        return None
+    filesystem, path = fsspec.url_to_fs(full)
+    start = number * recorded["part_bytes"]
+    part = bytearray(filesystem.cat_file(path, start=start, end=start + recorded["part_bytes"]))
+    place = moved // change
+    if not 0 <= place < len(part) or not 0 <= part[place] - change <= 255:
+        return None
+    now = part[place]
+    part[place] -= change
+    return (place, now, part[place]) if _short_digest(part) == recorded["parts"][number] else None
+
+
 def describe_file(full: str, length: int | None = None) -> dict[str, Any]:
-    """Size, SHA-256 and short digests of the parts of a file, ``length`` bytes each; unset takes `part_bytes`."""
+    """Size, SHA-256, and of the parts of a file, ``length`` bytes each, short digests and sums; unset: `part_bytes`."""
     filesystem, path = fsspec.url_to_fs(full)
     size = filesystem.size(path)
     length = length or part_bytes(size)
-    whole, parts = hashlib.sha256(), []
+    whole = hashlib.sha256()
+    places = np.arange(length, dtype=np.uint64)
+    parts, sums, place_sums = [], [], []
     for part in _read_parts(filesystem, path, length):
         whole.update(part)
-        parts.append(hashlib.sha256(part).hexdigest()[:PART_DIGITS])
-    return {"bytes": size, "sha256": whole.hexdigest(), "part_bytes": length, "parts": parts}
+        parts.append(_short_digest(part))
+        values = np.frombuffer(part, np.uint8)
+        sums.append(int(values.sum(dtype=np.uint64)))
+        place_sums.append(int(values @ places[: len(values)]))
+    digests = {"bytes": size, "sha256": whole.hexdigest(), "part_bytes": length}
+    return {**digests, "parts": parts, "sums": sums, "place_sums": place_sums}
+
+
+def _short_digest(part: bytes | bytearray) -> str:
+    return hashlib.sha256(part).hexdigest()[:PART_DIGITS]
 
 
 def _read_parts(filesystem: fsspec.AbstractFileSystem, path: str, length: int) -> Iterator[bytes]:

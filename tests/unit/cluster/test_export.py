@@ -236,15 +236,26 @@ def test_student_licence_is_chosen_only_where_sources_leave_the_choice() -> None
         derive_student_license(free, "my-licence", policy)
 
 
-def spoil(path: Path, place: int) -> None:
+def spoil(path: Path, *places: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    for place in places:
+        content[place] ^= 1
     path.write_bytes(bytes(content))
 
 
-def test_verify_names_the_file_and_the_bytes_that_differ(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_the_byte_that_differs(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["verify", str(student)]) == 0
+    was = (student / "model.safetensors").read_bytes()[300]
     spoil(student / "model.safetensors", 300)
+    assert run_command(["verify", str(student)]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "model.safetensors differs, first at byte 300 of " in printed
+    assert f": {was ^ 1}, and was {was}" in printed
+
+
+def test_verify_names_the_part_of_which_several_bytes_differ(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(student / "model.safetensors", 300, 301, 310, 400)
     assert run_command(["verify", str(student)]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
@@ -254,7 +265,7 @@ def test_verify_names_the_file_and_the_bytes_that_differ(student: Path, capsys: 
 @pytest.mark.parametrize("name", ["NOTICE", "terms.json", "README.md", "bom.cdx.json"])
 def test_verify_refuses_one_changed_byte_of_any_file(student: Path, name: str) -> None:
     spoil(student / name, 0)
-    assert re.match(rf"{name} differs, first in bytes 0 to \d+ of ", find_fault(str(student)) or "")
+    assert re.match(rf"{name} differs, first at byte 0 of [\d,]+: \d+, and was \d+$", find_fault(str(student)) or "")
 
 
 def test_verify_names_files_that_are_missing_added_or_cut(student: Path) -> None:
@@ -286,11 +297,11 @@ def test_verify_compares_the_manifest_itself_with_a_digest(
 
 
 def test_verify_of_a_foreign_manifest_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "MANIFEST.json").write_text('{"schema": 1}')
+    (tmp_path / "MANIFEST.json").write_text('{"schema": 2}')
     assert run_command(["verify", str(tmp_path)]) == 1
     assert "not one that this program has written" in capsys.readouterr().err
-    (tmp_path / "MANIFEST.json").write_text('{"schema": 2}')
-    assert "of schema 2" in (find_fault(str(tmp_path)) or "")
+    (tmp_path / "MANIFEST.json").write_text('{"schema": 1}')
+    assert "of schema 1" in (find_fault(str(tmp_path)) or "")
 
 
 def test_verify_without_a_manifest_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
