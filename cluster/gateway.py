@@ -9,7 +9,7 @@ from configs.errors import UserError
 from configs.gateway import GatewayConfig
 from configs.schema import RunConfig
 from services.gateway.admission import KEYS_FILE, AdmissionSpec
-from services.gateway.audit import LOG_FILE, default_anchor, verify
+from services.gateway.audit import LOG_FILE, check_log, default_anchor
 from services.gateway.keys import KeyFile
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ def check_gateway(config: RunConfig) -> None:
         raise UserError(
             f"there is no key in {directory / KEYS_FILE}; make one with `stillhouse gateway add-key RECIPE NAME`"
         )
-    verdict = verify(directory / LOG_FILE, Path(spec.anchor))
-    if verdict.fault is not None and "cut off" not in verdict.fault:
-        raise UserError(
-            f"the audit log {directory / LOG_FILE} does not hold: {verdict.fault}; keep it as evidence and give the "
-            "gateway another gateway.directory"
-        )
+    check_log(directory / LOG_FILE, Path(spec.anchor))
 
 
 def build_ingress(ctx: "RunContext", config: GatewayConfig) -> "Callable[[serve.Application], serve.Application]":

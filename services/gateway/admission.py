@@ -133,12 +133,14 @@ class Admission:
         if (refusal := _fits_a_minute(tokens, window, now)) is not None:
             return self._refuse(key, visit, refusal)
         quota = key.lifetime_tokens or self._config.key_limits.lifetime_tokens
-        reservation = self._ledger.reserve(key.key_id, tokens, quota)
+        text = {"prompt": visit.prompt} if self._config.log_prompts else {}
+        with self._ledger.transaction():  # nothing stays reserved for a request that the log could not take
+            reservation = self._ledger.reserve(key.key_id, tokens, quota)
+            if reservation is not None:
+                self._log("reserved", key, visit, reservation=reservation, tokens=tokens, **text)
         if reservation is None:
             return self._refuse(key, visit, self._out_of_quota(key, tokens, quota or 0))
         self._open[reservation] = (window.add(now, tokens), key.key_id)
-        text = {"prompt": visit.prompt} if self._config.log_prompts else {}
-        self._log("reserved", key, visit, reservation=reservation, tokens=tokens, **text)
         return Grant(reservation, tokens)
 
     def settle(self, grant: Grant, used: int | None, outcome: str, completion_sha256: str = "") -> None:

@@ -3,9 +3,9 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +24,8 @@ from services.requester import Fault, classify
 BUSY_RETRY_S = 5
 STRIPPED_HEADER = "X-Stripped-Parameters"
 COMPLETED, CANCELLED, REFUSED, FAULT = "completed", "cancelled", "refused_by_teacher", "teacher_fault"
+
+T = TypeVar("T")
 
 
 class Doorkeeper(Protocol):
@@ -84,7 +86,7 @@ class _Refused(Exception):
 class _Gateway:
     def __init__(self, spec: GatewaySpec, doorkeeper: Doorkeeper, teacher: Answerer) -> None:
         self._spec, self._doorkeeper, self._teacher = spec, doorkeeper, teacher
-        self._settling: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def models(self, request: Request) -> Response:
         found = await self._doorkeeper.list_models(_secret(request), self._visit(request))
@@ -128,7 +130,7 @@ class _Gateway:
         if asked.path == CHAT and self._spec.template_kwargs:
             body["chat_template_kwargs"] = self._spec.template_kwargs
         prompt_tokens = await self._count_prompt(asked.path, body)
-        grant = await self._doorkeeper.reserve(secret or "", visit, prompt_tokens)
+        grant = await self._reserve(secret or "", visit, prompt_tokens)
         if isinstance(grant, Refusal):
             return _refused(grant)
         return await self._answer(asked, body, grant)
@@ -168,11 +170,28 @@ class _Gateway:
         finally:
             # A client who leaves before anything is known pays for all of it; what the teacher spoils costs nothing.
             used = (count.total or 0) if outcome in (REFUSED, FAULT) else count.total
-            work = self._doorkeeper.settle(grant, used, outcome, count.completion_sha256)
-            task = asyncio.ensure_future(work)
-            self._settling.add(task)  # the loop itself keeps no task alive
-            task.add_done_callback(self._settling.discard)
-            await asyncio.shield(task)
+            await asyncio.shield(self._start(self._doorkeeper.settle(grant, used, outcome, count.completion_sha256)))
+
+    async def _reserve(self, secret: str, visit: Visit, prompt_tokens: int) -> Grant | Refusal:
+        """A client who leaves meanwhile is charged nothing: the teacher has not been asked."""
+        reserving = self._start(self._doorkeeper.reserve(secret, visit, prompt_tokens))
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            self._start(self._give_back(reserving))
+            raise
+
+    async def _give_back(self, reserving: asyncio.Task[Grant | Refusal]) -> None:
+        grant = await reserving
+        if isinstance(grant, Grant):
+            await self._doorkeeper.settle(grant, 0, CANCELLED, "")
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """What has to end although its client has left."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._under_way.discard)
+        return task
 
     async def _count_prompt(self, path: str, body: dict[str, Any]) -> int:
         try:

@@ -29,11 +29,15 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found: entries that hold, their head, and the first fault in words, or None."""
+    """What a check found: entries that hold, their head, and the first fault in words, or None.
+
+    ``is_torn`` says that the only fault is a last line without its end, which `AuditLog` removes.
+    """
 
     entries: int
     head: str
     fault: str | None = None
+    is_torn: bool = False
 
 
 class AuditLog:
@@ -43,17 +47,13 @@ class AuditLog:
         """Raises `UserError` when what is there does not hold: a log is never continued over a fault."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         anchor.parent.mkdir(parents=True, exist_ok=True)
-        is_torn = _cut_torn_line(path)
-        verdict = verify(path, anchor)
-        if verdict.fault is not None:
-            raise UserError(
-                f"the audit log {path} does not hold: {verdict.fault}; keep it as evidence and give the gateway "
-                "another gateway.directory"
-            )
+        verdict = check_log(path, anchor)
+        if verdict.is_torn:
+            _cut_torn_line(path)
         self._anchor_path = anchor
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._last = Anchor(verdict.entries, verdict.head)
-        if is_torn:
+        if verdict.is_torn:
             self.append({"event": "torn_line_removed"})
 
     @property
@@ -62,11 +62,15 @@ class AuditLog:
         return self._last
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Add an entry, durably, before it returns. ``entry`` and ``previous`` are the log's own."""
+        """Add an entry, durably, before it returns. ``entry`` and ``previous`` are the log's own.
+
+        Raises:
+            OSError: the disk took no whole line, and none is there; or it took no anchor, and the line is there.
+        """
         numbered = {"entry": self._last.entries, **entry, "previous": self._last.head}
-        line = json.dumps(numbered, ensure_ascii=False, separators=(",", ":")).encode()
-        os.write(self._file, line + b"\n")
-        os.fsync(self._file)  # the anchor must never be ahead of what survives a power cut
+        # A lone surrogate, as in a name from a command line, is written as JSON's own escape: nothing is unloggable.
+        line = json.dumps(numbered, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+        _write_line(self._file, line + b"\n")
         self._last = Anchor(self._last.entries + 1, _hash(line))
         _write_anchor(self._anchor_path, self._last)
 
@@ -81,16 +85,33 @@ def verify(path: Path, anchor: Path) -> Verdict:
         anchored = _read_anchor(anchor)
     except (ValueError, TypeError) as error:
         return Verdict(0, FIRST, f"the anchor {anchor} cannot be read ({error})")
-    count, head, head_at_anchor = 0, FIRST, FIRST
+    count, head, head_at_anchor, is_torn = 0, FIRST, FIRST, False
     if path.exists():
         with open(path, "rb") as file:
             for line in file:
+                if not line.endswith(b"\n"):  # the last one: whatever is in it was never answered for
+                    is_torn = True
+                    break
                 if (fault := _find_fault(line, count, head)) is not None:
                     return Verdict(count, head, fault)
                 count, head = count + 1, _hash(line.rstrip(b"\n"))
                 if anchored is not None and count == anchored.entries:
                     head_at_anchor = head
-    return Verdict(count, head, _compare(count, head_at_anchor, anchored, anchor))
+    fault = _compare(count, head_at_anchor, anchored, anchor)
+    if fault is None and is_torn:
+        return Verdict(count, head, f"entry {count} is cut off; the gateway removes it when it starts", is_torn=True)
+    return Verdict(count, head, fault)
+
+
+def check_log(path: Path, anchor: Path) -> Verdict:
+    """Raises `UserError` when a log cannot be continued. It can over a last line that a crash has cut off."""
+    verdict = verify(path, anchor)
+    if verdict.fault is not None and not verdict.is_torn:
+        raise UserError(
+            f"the audit log {path} does not hold: {verdict.fault}; keep it as evidence and give the gateway another "
+            "gateway.directory"
+        )
+    return verdict
 
 
 def default_anchor(directory: Path) -> Path:
@@ -111,8 +132,6 @@ def _find_fault(line: bytes, count: int, head: str) -> str | None:
     if previous != head:
         changed = count - 1 if count else 0
         return f"entry {changed} was changed: its hash is not the one that entry {count} has"
-    if not line.endswith(b"\n"):
-        return f"entry {count} is cut off"
     return None
 
 
@@ -127,13 +146,23 @@ def _compare(count: int, head_at_anchor: str, anchored: Anchor | None, path: Pat
     return None
 
 
-def _cut_torn_line(path: Path) -> bool:
+def _write_line(file: int, line: bytes) -> None:
+    """All of it, durably, or nothing: the next line must not be glued to half a one."""
+    size = os.fstat(file).st_size
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(file, rest) :]  # a disk that is nearly full takes a part
+        os.fsync(file)  # the anchor must never be ahead of what survives a power cut
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+
+
+def _cut_torn_line(path: Path) -> None:
     """Remove the rest of a line whose writer died while writing: it was never anchored nor answered for."""
-    if not path.exists() or not (content := path.read_bytes()) or content.endswith(b"\n"):
-        return False
     with open(path, "r+b") as file:
-        file.truncate(content.rfind(b"\n") + 1)
-    return True
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _hash(line: bytes) -> str:

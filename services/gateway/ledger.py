@@ -26,18 +26,6 @@ CREATE TABLE IF NOT EXISTS acceptances (
 BUSY_S = 10.0  # a reader on the command line holds the file for milliseconds
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Holds the write lock from its start: what is read inside cannot change before it is written."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of a key: used for good, and reserved by requests under way."""
@@ -61,9 +49,27 @@ class Ledger:
         """Close the file."""
         self._db.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside, or none where anything inside fails.
+
+        Holds the write lock from its start: what is read inside cannot change before it is written.
+        """
+        if self._db.in_transaction:  # a part of a larger one
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite may have given it up itself, as on a full disk
+                self._db.execute("ROLLBACK")
+            raise
+
     def charge_leftovers(self) -> int:
         """Count as used what requests of an earlier process had reserved; returns their number."""
-        with _transaction(self._db):
+        with self.transaction():
             [(left,)] = self._db.execute("SELECT count(*) FROM reservations")
             self._db.execute("UPDATE usage SET used = used + reserved, reserved = 0")
             self._db.execute("DELETE FROM reservations")
@@ -76,7 +82,7 @@ class Ledger:
 
     def reserve(self, key_id: str, tokens: int, quota: int | None) -> int | None:
         """Set ``tokens`` aside; returns the reservation's id, or None where the quota has not that much left."""
-        with _transaction(self._db):
+        with self.transaction():
             self._db.execute("INSERT OR IGNORE INTO usage (key_id) VALUES (?)", (key_id,))
             taken = self._db.execute(
                 "UPDATE usage SET reserved = reserved + ?1, requests = requests + 1 "
@@ -90,7 +96,7 @@ class Ledger:
 
     def settle(self, reservation: int, used: int) -> bool:
         """Free the reservation and count ``used``, at most what it had. False when it is not open (any more)."""
-        with _transaction(self._db):
+        with self.transaction():
             row = self._db.execute("SELECT key_id, tokens FROM reservations WHERE id = ?", (reservation,)).fetchone()
             if row is None:
                 return False
@@ -104,7 +110,7 @@ class Ledger:
 
     def accept(self, key_id: str, terms_sha256: str, at: str) -> bool:
         """Record that the key's holder accepts this text; False when that was recorded before."""
-        with _transaction(self._db):
+        with self.transaction():
             added = self._db.execute("INSERT OR IGNORE INTO acceptances VALUES (?, ?, ?)", (key_id, terms_sha256, at))
         return added.rowcount > 0
 

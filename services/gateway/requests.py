@@ -106,6 +106,12 @@ def read_request(path: str, content: bytes, caps: CapsConfig) -> Asked | Refusal
     if not isinstance(tree, dict):
         return Refusal(400, "invalid_json", "the body must be a JSON object")
     try:
+        json.dumps(tree, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        # JSON may escape half of a surrogate pair, which no log, header or answer could be written with.
+        message = "the body has text that UTF-8 cannot hold, such as a lone surrogate (\\ud800); send whole characters"
+        return Refusal(400, "invalid_json", message)
+    try:
         request = (ChatRequest if path == CHAT else CompletionRequest).model_validate(tree)
     except ValidationError as error:
         return _explain(error)
@@ -124,6 +130,8 @@ def _check_caps(request: ChatRequest | CompletionRequest, caps: CapsConfig) -> R
         if request.top_logprobs and not request.logprobs:
             return Refusal(400, "invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     else:
+        if request.logprobs is not None and not caps.top_logprobs:  # to the engine, 0 asks for the token's own
+            return Refusal(400, "above_cap", "logprobs are not given out here", "logprobs")
         asked["logprobs"] = (request.logprobs or 0, caps.top_logprobs)
     for name, (value, most) in asked.items():
         if value > most:
@@ -158,7 +166,7 @@ def _to_asked(path: str, tree: dict[str, Any], request: ChatRequest | Completion
         include_usage=include_usage,
         stripped=tuple(sorted(tree.keys() - type(request).model_fields.keys())),
         prompt=prompt,
-        prompt_sha256=hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest(),
+        prompt_sha256=hashlib.sha256(whole.encode()).hexdigest(),
     )
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import run_command
+from cluster.gateway import admission_spec, check_gateway
+from configs.errors import UserError
+from configs.load import load_run_config
 from services.gateway.admission import Admission
 from services.gateway.audit import LOG_FILE
 from services.gateway.keys import KeyFile
 from tests.unit.configs.trees import TREE, put
-from tests.unit.services.gateway.gateway import GatewayConfig, make_spec, visit
+from tests.unit.services.gateway.gateway import GatewayConfig, add_key, make_spec, visit
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("sigterm_handler")]
 
@@ -69,6 +72,24 @@ def test_verdict_on_the_log_is_the_exit_status(tmp_path: Path, capsys: pytest.Ca
     (directory / LOG_FILE).write_text("")
     assert run_command(["gateway", "verify-log", str(directory)]) == 2
     assert "entry 0 is missing: the anchor knows 1 entries" in capsys.readouterr().err
+
+
+def test_log_whose_last_line_a_crash_cut_off_is_told_and_does_not_keep_the_gateway_from_starting(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
+    add_key(directory)
+    Admission(admission_spec(config)).close()
+    with open(directory / LOG_FILE, "a") as file:
+        file.write('{"entry":1,"event":"re')
+    assert run_command(["gateway", "verify-log", str(directory)]) == 2
+    assert "entry 1 is cut off; the gateway removes it when it starts" in capsys.readouterr().err
+    check_gateway(config)
+    Admission(admission_spec(config)).close()
+    assert run_command(["gateway", "verify-log", str(directory)]) == 0
+    (directory / LOG_FILE).write_text("")
+    with pytest.raises(UserError, match="entry 0 is missing: the anchor knows 3 entries"):
+        check_gateway(config)
 
 
 @pytest.mark.parametrize(

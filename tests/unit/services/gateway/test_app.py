@@ -1,5 +1,6 @@
 """The HTTP side as OpenAI's own client sees it."""
 
+import asyncio
 import json
 import threading
 import time
@@ -12,9 +13,22 @@ import openai
 import pytest
 
 from configs.gateway import CapsConfig, GatewayConfig, KeyLimitsConfig, RegionsConfig
+from services.gateway.admission import KEYS_FILE, LEDGER_FILE, Admission
+from services.gateway.app import GatewaySpec, build_app
 from services.gateway.audit import LOG_FILE
 from services.gateway.keys import KeyFile
-from tests.unit.services.gateway.gateway import MODEL, NOW, TERMS, Clock, add_key, served
+from services.gateway.ledger import Ledger
+from tests.unit.services.gateway.gateway import (
+    MODEL,
+    NOW,
+    TERMS,
+    Clock,
+    EchoAnswerer,
+    InProcess,
+    add_key,
+    make_spec,
+    served,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -28,6 +42,14 @@ def client(address: str, secret: str, **headers: str) -> openai.OpenAI:
 def settled(directory: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (directory / LOG_FILE).read_text().splitlines()]
     return [each for each in entries if each["event"] == "settled"]
+
+
+def reserved_tokens(directory: Path) -> int:
+    [key], ledger = KeyFile(directory / KEYS_FILE).all(), Ledger(directory / LEDGER_FILE)
+    try:
+        return ledger.usage(key.key_id).reserved
+    finally:
+        ledger.close()
 
 
 def wait_until(is_done: Callable[[], bool], deadline_s: float = 10.0) -> None:
@@ -132,6 +154,77 @@ def test_parameter_above_its_cap_or_wrong_is_a_400_that_names_it(
             asker.chat.completions.create(**{**ASK, **changes})
     assert str(caught.value.param).startswith(param)
     assert teacher.bodies == []
+
+
+@pytest.mark.parametrize("logprobs", [0, 1])
+def test_logprobs_of_a_plain_completion_are_refused_where_none_are_given_out(directory: Path, logprobs: int) -> None:
+    secret = add_key(directory)
+    with served(directory, GatewayConfig(caps=CapsConfig(top_logprobs=0))) as (address, teacher, _):
+        asker = client(address, secret)
+        with pytest.raises(openai.BadRequestError, match="not given out") as caught:
+            asker.completions.create(model=MODEL, prompt="a b c", max_tokens=2, logprobs=logprobs)
+        asker.completions.create(model=MODEL, prompt="a b c", max_tokens=2)
+    assert caught.value.param == "logprobs"
+    assert len(teacher.bodies) == 1
+
+
+@pytest.mark.parametrize("place", ["name", "model", "content"])
+@pytest.mark.parametrize("half", ["\\ud800", "\ud800"])
+def test_text_that_is_no_character_is_a_400_and_reserves_nothing(directory: Path, place: str, half: str) -> None:
+    secret = add_key(directory)
+    texts = {"name": "x", "model": MODEL, "content": "hi"}
+    texts[place] += half
+    messages = f'[{{"role": "user", "content": "{texts["content"]}"}}]'
+    body = f'{{"{texts["name"]}": 1, "model": "{texts["model"]}", "messages": {messages}}}'
+    with served(directory, GatewayConfig(log_prompts=True)) as (address, teacher, _):
+        answer = httpx.post(
+            f"{address}/v1/chat/completions",
+            content=body.encode(errors="surrogatepass"),
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert "UTF-8 cannot hold" in answer.json()["error"]["message"]
+    assert teacher.bodies == []
+    assert reserved_tokens(directory) == 0
+
+
+class SlowToReserve(InProcess):
+    """Waits to be told before it reserves."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission)
+        self.is_asked, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def reserve(self, *arguments: Any) -> Any:
+        self.is_asked.set()
+        await self.may_go_on.wait()
+        return await self.__getattr__("reserve")(*arguments)
+
+
+def test_client_who_leaves_while_tokens_are_reserved_gets_them_back(directory: Path) -> None:
+    secret, config = add_key(directory), GatewayConfig()
+    admission, teacher = Admission(make_spec(directory, config)), EchoAnswerer()
+
+    async def leave() -> None:
+        doorkeeper = SlowToReserve(admission)
+        app = build_app(GatewaySpec(config, MODEL, {}, 30.0), doorkeeper, teacher)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as asker:
+            headers = {"Authorization": f"Bearer {secret}"}
+            asking = asyncio.create_task(asker.post("/v1/chat/completions", json=ASK, headers=headers))
+            await asyncio.wait_for(doorkeeper.is_asked.wait(), 10)
+            asking.cancel()  # as Serve does when a connection ends
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            doorkeeper.may_go_on.set()
+            async with asyncio.timeout(10):
+                while not settled(directory):
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+    assert [(each["tokens"], each["outcome"]) for each in settled(directory)] == [(0, "cancelled")]
+    assert reserved_tokens(directory) == 0
+    assert teacher.bodies == []
+    admission.close()
 
 
 def test_parameters_that_are_not_for_clients_are_stripped_and_named(directory: Path) -> None:

@@ -1,6 +1,9 @@
 """The audit log proves deletions and changes, wherever they are made."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,17 @@ def fault_of(directory: Path) -> str | None:
 
 def lines_of(directory: Path) -> list[str]:
     return (directory / LOG_FILE).read_text().splitlines(keepends=True)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes: a write that would is cut short, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_untouched_log_holds_and_is_continued(directory: Path) -> None:
@@ -86,6 +100,47 @@ def test_line_that_a_crash_cut_off_is_removed_and_that_is_said(directory: Path) 
     AuditLog(directory / LOG_FILE, default_anchor(directory)).close()
     assert fault_of(directory) is None
     assert json.loads(lines_of(directory)[-1])["event"] == "torn_line_removed"
+
+
+def test_line_that_a_crash_cut_off_hides_no_entry_that_is_gone(directory: Path) -> None:
+    (directory / LOG_FILE).write_text("".join(lines_of(directory)[:3])[:-1])
+    before = (directory / LOG_FILE).read_bytes()
+    assert fault_of(directory) == "entry 2 is missing: the anchor knows 5 entries"
+    with pytest.raises(UserError, match="entry 2 is missing"):
+        AuditLog(directory / LOG_FILE, default_anchor(directory))
+    assert (directory / LOG_FILE).read_bytes() == before  # evidence stays as it was found
+
+
+def test_entry_that_the_disk_took_half_of_is_taken_back_and_the_log_goes_on(directory: Path) -> None:
+    log = AuditLog(directory / LOG_FILE, default_anchor(directory))
+    with full_disk((directory / LOG_FILE).stat().st_size + 10), pytest.raises(OSError, match="too large"):
+        log.append({"event": "reserved"})
+    assert fault_of(directory) is None
+    log.append({"event": "settled"})
+    log.close()
+    assert fault_of(directory) is None
+    assert [json.loads(line)["event"] for line in lines_of(directory)[5:]] == ["settled"]
+
+
+def test_request_that_the_log_cannot_take_leaves_nothing_reserved(tmp_path: Path) -> None:
+    secret, spec = add_key(tmp_path / "g", lifetime_tokens=100), make_spec(tmp_path / "g", GatewayConfig())
+    admission = Admission(spec)
+    log = tmp_path / "g" / LOG_FILE
+    asked = visit(path="/" + "x" * 200_000)  # so that of all files the log alone outgrows the limit
+    with full_disk(150_000), pytest.raises(OSError, match="too large"):
+        admission.reserve(secret, asked, 4)
+    assert isinstance(admission.reserve(secret, visit(max_tokens=100), 0), Grant)
+    admission.close()
+    [opened, reserved] = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (opened["event"], reserved["event"], reserved["tokens"]) == ("opened", "reserved", 100)
+
+
+def test_text_that_is_no_character_is_logged_as_an_escape(directory: Path) -> None:
+    log = AuditLog(directory / LOG_FILE, default_anchor(directory))
+    log.append({"key_name": "\udcff"})
+    log.close()
+    assert fault_of(directory) is None
+    assert json.loads(lines_of(directory)[-1])["key_name"] == "\udcff"
 
 
 def test_entry_that_was_written_but_not_anchored_by_a_crash_is_no_fault(directory: Path) -> None:
