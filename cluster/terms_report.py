@@ -103,7 +103,7 @@ def _source(source: Source, decision: Decision) -> list[str]:
     at = f" at {source.revision}" if source.revision else ""
     base = f", base of {source.via}" if source.via else ""
     lines = [f"  {source.role} {source.name}{at}{base}"]
-    lines += [f"    says {each.text!r} ({each.origin})" for each in source.statements]
+    lines += [f"    says {each.text!r} ({each.origin})" for each in source.statements if each.problem is None]
     mine = [each for each in decision.findings if (each.role, each.source) == (source.role, source.name)]
     return lines + [f"    {_finding(each)}" for each in mine]
 

@@ -18,7 +18,7 @@ from configs.terms.texts import license_texts
 
 HOME_MADE, ADDITION = "the home-made teacher", "prompts.addition"
 DATA_PREFIX = "hf://datasets/"
-MAX_LINEAGE = 16  # models; a longer chain of bases is a circle of directories
+MAX_LINEAGE = 16  # models in a row; who is further back is not looked for, so it is unknown
 
 
 def find_sources(config: RunConfig, policy: Policy) -> tuple[Source, ...]:
@@ -110,8 +110,17 @@ def _model(
     )
     lineage = (*lineage, model)
     for base in dict.fromkeys((*declared.base_models, *card.base_models)):
-        if base not in lineage and len(lineage) < MAX_LINEAGE:
+        if base in lineage:
+            continue
+        if len(lineage) < MAX_LINEAGE:
             yield from _model(role, base, None, SourceTerms(), policy, lineage)
+        else:
+            yield Source(role=role, name=base, via=model, statements=(_too_far_back(base),))
+
+
+def _too_far_back(base: str) -> Statement:
+    problem = f"it stands behind {MAX_LINEAGE} models, and no longer lineage is followed"
+    return Statement(text=base, origin="its lineage", problem=problem)
 
 
 def _declared(declared: SourceTerms, role: Role, policy: Policy) -> Iterator[Statement]:
@@ -123,6 +132,9 @@ def _found(role: Role, model: str, directory: Path | None, card: Card, policy: P
     kind = KINDS[role]
     for text in card.licenses:
         yield from name_license(text, "its README.md", kind, policy)
+    if card.problem is not None:
+        problem = f"its README.md cannot be read: {card.problem}"
+        yield Statement(text="README.md", origin="its README.md", problem=problem)
     for path, digest in license_texts(directory).items() if directory else ():
         for entry in policy.of_text(kind, digest):
             yield Statement(text=f"{path.name} {digest}", origin="its licence text", entry=entry.id)

@@ -48,22 +48,28 @@ def _findings(source: Source, party: Party, policy: Policy) -> Iterable[Finding]
     known = [statement.entry for statement in source.statements if statement.entry is not None]
     entries = {name: policy.get(KINDS[source.role], name) for name in known}
     for statement in source.statements:
-        if statement.entry is None or entries[statement.entry] is None:
-            yield _unknown(source, f"the policy has no entry for {statement.text!r}, as {statement.origin} says")
+        if statement.problem is not None:
+            yield _unknown(source, statement.problem, "put that right")
+        elif statement.entry is None or entries[statement.entry] is None:
+            reason = f"the policy has no entry for {statement.text!r}, as {statement.origin} says"
+            yield _unknown(source, reason, _way_to_name(source))
     if not source.statements:
-        yield _unknown(source, "nothing says what its licence is")
+        yield _unknown(source, "nothing says what its licence is", _way_to_name(source))
     for entry in entries.values():
         if entry is not None:
             yield from findings_of(source, entry, party)
 
 
-def _unknown(source: Source, reason: str) -> Finding:
-    fix = f"name its licence in terms.{source.role}.license"
-    if source.role in (Role.JUDGE, Role.SERVICE):
-        fix = f"name its licence in terms.{source.role}s"
-    if source.via is not None:
-        fix = f"find out the terms of this base of {source.via}"
+def _unknown(source: Source, reason: str, fix: str) -> Finding:
     return Finding(role=source.role, source=source.name, license=UNKNOWN, verdict=Verdict.DENY, reason=reason, fix=fix)
+
+
+def _way_to_name(source: Source) -> str:
+    if source.via is not None:
+        return f"find out the terms of this base of {source.via}"
+    if source.role in (Role.JUDGE, Role.SERVICE):
+        return f"name its licence in terms.{source.role}s"
+    return f"name its licence in terms.{source.role}.license"
 
 
 def _waive(finding: Finding, waivers: list[Waiver]) -> Finding:

@@ -42,6 +42,8 @@ class Statement(Record):
     text: str
     origin: str
     entry: str | None = None
+    problem: str | None = None
+    """Why it cannot be told what is said; a licence that somebody else names does not make up for it."""
 
 
 class Source(Record):

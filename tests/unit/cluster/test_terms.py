@@ -119,6 +119,36 @@ def test_lineage_of_local_bases_is_followed_and_may_be_a_circle(tmp_path: Path) 
     assert decide(config).student_is_derivative
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        f"license: mit\nlicense: mit\nbase_model: {LLAMA_2}",
+        f"license: mit\nbase_model: [{{name: {LLAMA_2}}}]",
+        f"date: 2024-13-45\nbase_model: {LLAMA_2}",
+    ],
+    ids=["a key twice", "another form", "no date"],
+)
+def test_card_that_cannot_be_read_is_refused_whatever_the_recipe_says(card: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", card)
+    config = config_of(model, terms__teacher__license="mit")
+    with pytest.raises(UserError, match=r"its README\.md cannot be read: .*put that right, or record a waiver") as told:
+        gate_plan(config)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("models", "allowed"), [(16, True), (17, False), (20, False)])
+def test_lineage_is_not_cut_in_silence(models: int, allowed: bool, tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number}") for number in range(models)]
+    bases = [f"\nbase_model: {base}" for base in names[1:]] + [""]
+    for name, base in zip(names, bases, strict=True):
+        make_model(Path(name), f"license: mit{base}")
+    if allowed:
+        assert gate_plan(config_of(names[0])).verdict is Verdict.ALLOW
+        return
+    with pytest.raises(UserError, match=rf"{names[16]} is denied: it stands behind 16 models, and no longer lineage"):
+        gate_plan(config_of(names[0]))
+
+
 def test_mit_tagged_model_over_a_denied_base_is_refused(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", f"license: mit\nbase_model: {LLAMA_2}")
     with pytest.raises(UserError, match="Llama 2 Community License"):
