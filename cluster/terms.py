@@ -44,8 +44,10 @@ def gate_training(config: RunConfig, manifest: dict[str, Any]) -> Admission:
     """Hold the sealed rows against today's policy and recipe; says which of them are left out.
 
     Raises:
-        UserError: what was allowed when the data was made no longer is, of any row.
+        UserError: what was allowed when the data was made no longer is, of any row; a waiver's document is not the one
+            that was named.
     """
+    _check_waivers(config)
     recorded = manifest.get("terms")
     admission = admit(config, manifest, recorded_sources(manifest), load_policy())
     when = (
@@ -59,7 +61,8 @@ def gate_release(config: RunConfig, manifest: dict[str, Any]) -> Decision:
     """Hold the student's name and sources against today's policy and recipe.
 
     Raises:
-        UserError: something is refused, a revision is not pinned, or a licence wants another name.
+        UserError: something is refused, a revision is not pinned, a waiver's document is not the one that was named, or
+            a licence wants another name.
     """
     decision = gate_training(config, manifest).decision
     _check_pinned(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.repository import COMMIT_LENGTH, is_commit, is_repository
-from configs.terms.texts import CARD, LICENSE_FILES, decided_texts
+from configs.terms.texts import CARD, LICENSE_FILES, decided_texts, digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,11 @@ def _check_texts(binding: Binding, directory: Path, *, complete: bool) -> None:
     """Compare with what lies in the directory; ``complete`` says that the decision saw all of it."""
     if binding.texts is None:
         return
-    decided, found = dict(binding.texts), decided_texts(directory)
-    differing = [name for name, digest in decided.items() if found.get(name) != digest]
-    differing += [name for name in found if complete and name not in decided]
+    decided = dict(binding.texts)
+    found = digests(directory, decided)
+    if complete:
+        found |= decided_texts(directory)
+    differing = [name for name in (*decided, *found) if found.get(name) != decided.get(name)]
     if differing:
         name = differing[0]
         raise UserError(

@@ -237,9 +237,14 @@ def test_waiver_with_its_document_lets_the_run_go_on_and_is_recorded(tmp_path: P
     decision = gate_plan(config)
     assert decision.verdict is Verdict.ALLOW_WITH_OBLIGATIONS
     assert [each.waiver.approver for each in decision.findings if each.waiver] == ["Counsel"]
+    assert gate_release(config, {}).verdict is Verdict.ALLOW_WITH_OBLIGATIONS
     document.write_text("You may not.")
-    with pytest.raises(UserError, match=r"terms.waivers.0.document: .* the document with sha256"):
-        gate_plan(config)
+    for gate in (gate_plan, lambda config: gate_training(config, {}), lambda config: gate_release(config, {})):
+        with pytest.raises(UserError, match=r"terms.waivers.0.document: .* the document with sha256"):
+            gate(config)
+    document.unlink()
+    with pytest.raises(UserError, match=r"terms.waivers.0.document: .* is not there"):
+        gate_training(config, {})
 
 
 def test_seal_records_the_decision_with_its_policy(ctx: RunContext) -> None:

@@ -93,6 +93,17 @@ def test_repository_is_bound_to_its_commit_and_text(cache: Path) -> None:
         check_binding(Binding("owner/model", COMMIT, (("LICENSE", "0" * 64),)))
 
 
+def test_file_that_came_with_the_weights_is_no_other_than_the_one_decided_on(cache: Path) -> None:
+    """The command's cache had the card alone; the replica fetches licence texts as well."""
+    snapshot = cache / "models--owner--model" / "snapshots" / COMMIT
+    (snapshot / "README.md").write_text("license: mit")
+    binding = Binding("owner/model", COMMIT, (("README.md", hashlib.sha256(b"license: mit").hexdigest()),))
+    check_binding(binding)
+    (snapshot / "README.md").write_text("license: llama2")
+    with pytest.raises(UserError, match=r"README\.md has sha256 [0-9a-f]{64}, .*decided on with [0-9a-f]{64}"):
+        check_binding(binding)
+
+
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12]])
 def test_repository_that_may_change_is_refused_where_others_get_the_student(revision: str | None) -> None:
     with pytest.raises(UserError, match=r"owner/model at .* must be a commit"):
