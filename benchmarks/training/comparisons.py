@@ -6,7 +6,7 @@ from statistics import median
 
 from benchmarks.statistics import median_interval, paired_ratio
 from benchmarks.training.goals import Line
-from benchmarks.training.throughput import Arms, Run, prepare, run_once
+from benchmarks.training.throughput import Arms, Run, prepare
 from benchmarks.training.workload import Workload
 
 
@@ -41,13 +41,11 @@ def format_runs(runs: dict[str, list[Run]]) -> str:
 
 def measure_curve(arms: Arms, workload: Workload, directory: Path) -> list[Line]:
     """Return how far the losses of ours and of the bare loop are apart, from the same weights on the same tensors."""
-    if not {"torchrun", "bare"} <= arms.children.keys():
-        return []
     prepared = prepare(workload, directory / "curve")
-    losses = [
-        run_once(arms.children[name], prepared.order(directory / f"curve-{name}")).losses
-        for name in ("torchrun", "bare")
-    ]
+    runs = [arms.run(name, prepared.order(directory / f"curve-{name}")) for name in ("torchrun", "bare")]
+    losses = [run.losses for run in runs if run is not None]
+    if len(losses) < len(runs):
+        return []
     value = largest_difference(*losses)
     note = f"{workload.num_steps} steps, loss {losses[0][0]:.2f} to {losses[0][-1]:.2f}"
     return [Line("curve", median_interval([value]), note)]

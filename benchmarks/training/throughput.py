@@ -1,4 +1,4 @@
-"""The arms side by side: all of them live at once and train in turns on the same rows, one run of each a round.
+"""The arms side by side: they train in turns on the same rows, one run of each a round.
 
 The order turns round from one round to the next, so drift of the machine touches all. A run's speed is that of its
 steps after the warm-up: loss tokens over seconds; its CPU time is that of the arm's whole process tree meanwhile.
@@ -104,7 +104,6 @@ def open_arm(name: str, cores: Sequence[int], cache: Path) -> Iterator[ChildProc
         child = ChildProcess(name, command, Path(directory) / "arm.log")
         try:
             child.wait_for_answer(OPEN_S, "to start")
-            print(f"  {name}: ready after {child.seconds_since_start():.0f} s", flush=True)
             yield child
         finally:
             child.stop()
@@ -120,41 +119,41 @@ def run_once(child: ChildProcess, order: Order, warm_up: int = WARM_UP_STEPS) ->
 
 
 class Arms:
-    """Arms that live side by side, each on the same core; one that fails is reported and left out from then on."""
+    """Arms that train in turns on one core, each run in a process of its own; one that fails is left out from then on.
+
+    A process keeps the speed that its memory's layout gave it: on one machine ours, and the bare loop no less, took
+    from 876 to 967 CPU milliseconds a step, by process. Runs of one process would all be on the same side of that.
+    """
 
     def __init__(self, names: Sequence[str], cache: Path, stack: ExitStack) -> None:
+        self.names = list(names)
         self.failures: list[str] = []
-        self.children: dict[str, ChildProcess] = {}
-        core, others = split_cores()
+        self._cache = cache
+        self._core, others = split_cores()
         os.sched_setaffinity(0, others)
-        stack.callback(os.sched_setaffinity, 0, {core, *others})
-        for name in names:
-            try:
-                self.children[name] = stack.enter_context(open_arm(name, [core], cache))
-            except ArmFailed as error:
-                self._note_failure(error)
+        stack.callback(os.sched_setaffinity, 0, {self._core, *others})
+
+    def run(self, name: str, order: Order) -> Run | None:
+        """Train once; None when that failed."""
+        try:
+            with open_arm(name, [self._core], self._cache) as child:
+                return run_once(child, order)
+        except ArmFailed as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            self.failures.append(str(error).splitlines()[0])
+            self.names = [each for each in self.names if each != name]
+            return None
 
     def run_rounds(self, workload: Workload, rounds: dict[str, int], directory: Path) -> dict[str, list[Run]]:
         """Run each arm in its first so many rounds; returns the runs of those that failed in none, in their order."""
-        runs: dict[str, list[Run]] = {name: [] for name in self.children}
+        runs: dict[str, list[Run]] = {name: [] for name in self.names}
         for number in range(max(rounds.values())):
             prepared = prepare(replace(workload, seed=number), directory / f"round-{number}")
-            for name in order_of_round(list(self.children), number):
-                if number >= rounds[name]:
-                    continue
-                try:
-                    run = run_once(self.children[name], prepared.order(directory / f"{name}-{number}"))
-                except ArmFailed as error:
-                    self._note_failure(error)
-                    del self.children[name]
-                    continue
-                runs[name].append(run)
-                print(f"  round {number} {name}: {describe(run)}", flush=True)
-        return {name: runs[name] for name in self.children}
-
-    def _note_failure(self, error: ArmFailed) -> None:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        self.failures.append(str(error).splitlines()[0])
+            for name in order_of_round(self.names, number):
+                if number < rounds[name] and (run := self.run(name, prepared.order(directory / f"{name}-{number}"))):
+                    runs[name].append(run)
+                    print(f"  round {number} {name}: {describe(run)}", flush=True)
+        return {name: runs[name] for name in self.names}
 
 
 def order_of_round(names: list[str], number: int) -> list[str]:
