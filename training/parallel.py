@@ -30,10 +30,28 @@ _MIN_GROUP_PARAMETERS = 1_000_000
 # Rank 0 may tokenise or upload for long while the others wait in a collective.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 
-# Of malloc.h, and the bytes from which a block counts as large. A threshold that was set no longer grows with what is
-# freed, as glibc's own does, up to 32 MiB.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE_BYTES = 2**20
+# torch looks at it when it first allocates something large on a CPU: it then asks for pages of 2 MiB where the kernel
+# leaves that to programs, so that what comes and goes with each step costs few page faults.
+_LARGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
+
+
+@dataclass(frozen=True)
+class _Malloc:
+    """Options of glibc's malloc.h: blocks of ``mmap`` bytes go back when freed, of others all but ``trim`` bytes."""
+
+    mmap: int
+    trim: int
+
+    def set(self) -> None:
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # neither in musl nor in macOS
+            libc.mallopt(-3, self.mmap)
+            libc.mallopt(-1, self.trim)
+
+
+# glibc's own thresholds grow with what is freed, up to 32 MiB, until they are set. A process alone keeps activations
+# for its next step. Of ranks together it would keep most of what FSDP2 gathers and frees.
+_MALLOC_ALONE, _MALLOC_TOGETHER = _Malloc(mmap=2**25, trim=2**30), _Malloc(mmap=2**20, trim=2**20)
 
 
 @dataclass(frozen=True)
@@ -117,23 +135,14 @@ def joined_world(device: JobDevice) -> Iterator[World]:
     if under_torchrun:
         dist.init_process_group(_backend(device), timeout=_COLLECTIVE_TIMEOUT)
     try:
-        if has_group or under_torchrun:
-            if device is JobDevice.CPU and dist.get_world_size() > 1:
-                _return_freed_memory()
-            yield World(dist.get_rank(), dist.get_world_size(), torch_device)
-        else:
-            yield World(0, 1, torch_device)
+        rank, size = (dist.get_rank(), dist.get_world_size()) if has_group or under_torchrun else (0, 1)
+        if device is JobDevice.CPU:
+            os.environ.setdefault(*_LARGE_PAGES)
+            (_MALLOC_TOGETHER if size > 1 else _MALLOC_ALONE).set()
+        yield World(rank, size, torch_device)
     finally:
         if not has_group and dist.is_initialized():  # by torchrun's variables above, or by `shard_model` alone
             dist.destroy_process_group()
-
-
-def _return_freed_memory() -> None:
-    """Have glibc return large blocks when they are freed; it would keep most of what FSDP2 gathers and frees."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # neither in musl nor in macOS
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
 def _backend(device: JobDevice) -> str:

@@ -49,6 +49,10 @@ _RAY_TRAIN_ENVIRONMENT = {
 # The watcher is one more process that imports for seconds; a lone machine that is drained takes the driver along.
 _LONE_MACHINE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
+# Ray runs the loop on a thread, and glibc gives a thread a heap of its own, in pieces of 64 MiB: steps take 3 % longer
+# than on a main thread. That all threads share one heap has to be said before the process starts.
+_CPU_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+
 
 class Stopped(Exception):
     """``should_stop`` said so; the job has a checkpoint of its last step and goes on from there when run again."""
@@ -165,6 +169,7 @@ def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]
             storage_path=ray_dir,
             failure_config=FailureConfig(max_failures=max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={} if is_gpu else {"env_vars": _CPU_WORKER_ENVIRONMENT},
         ),
     )
     try:
