@@ -4,7 +4,7 @@ from cluster.terms import decide, refusal, student_name
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.terms.naming import name_license
-from configs.terms.policy import Entry, Kind, Obligation, load_policy
+from configs.terms.policy import UNSTATED, Entry, Kind, Obligation, load_policy
 from configs.terms.records import Decision, Duty, Finding, Source
 
 KIND_TITLES = {Kind.MODEL: "licences of models", Kind.SERVICE: "terms of services", Kind.DATA: "licences of data"}
@@ -66,13 +66,13 @@ def print_decision(config: RunConfig) -> int:
 
 
 def _describe(entry: Entry) -> list[str]:
-    since = f", in effect since {entry.effective}" if entry.effective else ""
     lines = [
-        f"{entry.name} ({entry.kind.value.replace('_', ' ')} {entry.id}{since})",
-        f"  outputs    {entry.outputs_for_training.value}{_clause(entry.clause)}",
+        f"{entry.name} ({entry.kind.value.replace('_', ' ')} {entry.id})",
+        f"  outputs    {entry.outputs_for_training.value}{_clause(entry.cited_clause) or ', no clause stated'}",
         f"             {entry.summary}",
         f"  student    derivative: {entry.student_is_derivative}",
         f"  commercial {'yes' if entry.commercial else 'no'}",
+        f"  effective  {'not stated' if entry.effective == UNSTATED else entry.effective}",
         f"  checked    {entry.verified_on}, {entry.confidence.value}",
     ]
     if entry.spdx:

@@ -10,7 +10,7 @@ from datetime import date
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -18,6 +18,9 @@ from ruamel.yaml import YAML
 from configs.errors import UserError
 
 POLICY_DIRECTORY = Path(__file__).resolve().parent
+
+UNSTATED: Final = "unstated"
+"""What an entry has in place of a clause or a date that its text does not give, or that nobody has read."""
 
 _YAML = YAML(typ="safe", pure=True)
 
@@ -175,11 +178,13 @@ class Entry(Record):
     hf: HubTag | None = None
     match: Match = Match()
     url: str | None = None
-    effective: date | None = None
+    effective: date | Literal["unstated"]
+    """Day since which the text counts, or from which it is."""
     verified_on: date
     confidence: Confidence
     outputs_for_training: OutputRule
-    clause: str | None = None
+    clause: str = Field(min_length=1)
+    """The clauses that say it, as the text counts them."""
     summary: str
     student_is_derivative: Literal["yes", "no", "silent"] = "silent"
     commercial: bool = True
@@ -193,6 +198,11 @@ class Entry(Record):
         if self.outputs_for_training is OutputRule.SAME_FAMILY_ONLY and self.family is None:
             raise ValueError(f"{self.id}: same_family_only needs a family")
         return self
+
+    @property
+    def cited_clause(self) -> str | None:
+        """The clause, or None where there is none to cite."""
+        return None if self.clause == UNSTATED else self.clause
 
     @property
     def names(self) -> frozenset[str]:

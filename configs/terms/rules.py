@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 def findings_of(source: Source, entry: Entry, party: Party) -> Iterator[Finding]:
     """The findings of one licence; the first is of its rule on outputs."""
-    answers = [(entry.clause, _rule(source, entry, party))]
+    answers = [(entry.cited_clause, _rule(source, entry, party))]
     answers += [(each.clause, _condition(source, each, party)) for each in entry.conditions]
     if entry.confidence is Confidence.UNVERIFIED:
         answers.append((None, Answer(Verdict.REVIEW, "nobody has checked this entry of the policy")))

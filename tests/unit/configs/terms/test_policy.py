@@ -8,7 +8,7 @@ import pytest
 from license_expression import get_spdx_licensing
 
 from configs.errors import UserError
-from configs.terms.policy import Entry, Kind, load_policy
+from configs.terms.policy import UNSTATED, Confidence, Entry, Kind, load_policy
 
 pytestmark = pytest.mark.unit
 
@@ -18,11 +18,18 @@ ENTRY = """
 - id: one
   name: One
   url: https://example.org
+  effective: 2026-01-01
   verified_on: 2026-11-21
   confidence: primary
   outputs_for_training: allow
+  clause: "2"
   summary: Anything goes.
 """
+
+
+def _has_a_text(entry: Entry) -> bool:
+    """Not so what the run makes, and what the party says is its own."""
+    return entry.kind is Kind.SERVICE or not entry.spdx.startswith("LicenseRef-stillhouse-")
 
 
 def _age(entry: Entry) -> int:
@@ -36,10 +43,14 @@ def write_policy(directory: Path, entries: str, kind: str = "model_license", ver
 
 
 @pytest.mark.parametrize("entry", POLICY.entries, ids=lambda entry: f"{entry.kind}-{entry.id}")
-def test_entry_says_where_and_when_it_was_checked(entry: Entry) -> None:
+def test_entry_says_where_since_when_and_when_it_was_checked(entry: Entry) -> None:
     assert entry.verified_on <= date.today()
+    assert entry.effective == UNSTATED or entry.effective <= entry.verified_on
     assert entry.summary.endswith(".")
-    assert entry.url or entry.spdx.startswith("LicenseRef-stillhouse-")
+    if _has_a_text(entry):
+        assert entry.url
+        # Who has read the text can say which clause it is.
+        assert entry.clause != UNSTATED or entry.confidence is not Confidence.PRIMARY
     if entry.kind is not Kind.SERVICE:
         assert entry.spdx
 
@@ -102,6 +113,9 @@ def test_digest_follows_content_and_not_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "needle"),
     [
+        (ENTRY.replace('  clause: "2"\n', ""), "entry 'one': clause: Field required"),
+        (ENTRY.replace("  effective: 2026-01-01\n", ""), "entry 'one': effective: Field required"),
+        (ENTRY.replace("2026-01-01", "once"), "entry 'one': effective"),
         (ENTRY.replace("allow", "alow"), "entry 'one': outputs_for_training"),
         (ENTRY + "  colour: blue\n", "entry 'one': colour"),
         (ENTRY + "  obligations: [{type: name_prefix, applies_to: [outputs]}]\n", "needs a value"),
