@@ -101,11 +101,15 @@ def verify_log(
 
     Example: `stillhouse gateway verify-log runs/quickstart/gateway`
     """
+    from services.gateway.admission import LEDGER_FILE
     from services.gateway.audit import LOG_FILE, default_anchor, verify
+    from services.gateway.ledger import read_audited
 
-    if not (log := directory / LOG_FILE).exists() and not (anchor or default_anchor(directory)).exists():
-        raise UserError(f"there is no audit log {log} and no anchor of one")
-    verdict = verify(log, anchor or default_anchor(directory))
+    log, anchor = directory / LOG_FILE, anchor or default_anchor(directory)
+    ledgered = read_audited(directory / LEDGER_FILE)
+    if not log.exists() and not anchor.exists() and ledgered is None:
+        raise UserError(f"there is no audit log {log}, no anchor of one, and no ledger that knows of one")
+    verdict = verify(log, anchor, ledgered)
     if verdict.fault is not None:
         raise UserError(f"{log} does not hold: {verdict.fault}")
     print(f"{log} holds: {verdict.entries:,} entries, head {verdict.head}")

@@ -16,7 +16,7 @@ from typing import Any
 from configs.gateway import GatewayConfig, SignalAction
 from services.gateway.audit import LOG_FILE, AuditLog
 from services.gateway.keys import Key, KeyFile, to_text
-from services.gateway.ledger import Ledger
+from services.gateway.ledger import Ledger, read_audited
 from services.gateway.rates import MINUTE_S, Entry, MinuteWindow
 from services.gateway.refusals import Refusal
 from services.gateway.regions import Origin, may_ask
@@ -92,7 +92,7 @@ class Admission:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spec, self._config = spec, spec.config
         self._record, self._clock, self._now = record, clock, now
-        self._audit = AuditLog(directory / LOG_FILE, Path(spec.anchor))
+        self._audit = AuditLog(directory / LOG_FILE, Path(spec.anchor), read_audited(directory / LEDGER_FILE))
         self._keys = KeyFile(directory / KEYS_FILE)
         self._ledger = Ledger(directory / LEDGER_FILE)
         self._signals = SignalWindow(self._config.signals)
@@ -235,6 +235,7 @@ class Admission:
             of_visit = {**asdict(visit.origin), **asdict(visit)}
             del of_visit["origin"], of_visit["prompt"]
         self._audit.append({"at": to_text(self._now()), "event": event, **of_key, **of_visit, **facts})
+        self._ledger.note_audited(self._audit.last)
 
 
 def _unknown(secret: str | None, key: Key | None) -> Refusal:

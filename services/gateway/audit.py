@@ -1,7 +1,8 @@
 """The audit log: JSON lines, each with the hash of the line before: no entry can be changed or taken out unseen.
 
-The length and the hash of the last line are anchored in a second file, so that entries missing at the end are found as
-well. Whoever can write both files can forge both: keep the anchor where the log's writer can only add, or copy it away.
+The length and the hash of the last line are anchored in a second file, and the ledger of quotas knows them too, so that
+entries missing at the end, and a log that is gone, are found as well. Whoever can write all three can forge all three:
+keep the anchor where the log's writer can only add, or copy it away.
 """
 
 import hashlib
@@ -43,11 +44,11 @@ class Verdict:
 class AuditLog:
     """Appends to one log; there is one writer at a time."""
 
-    def __init__(self, path: Path, anchor: Path) -> None:
+    def __init__(self, path: Path, anchor: Path, ledgered: Anchor | None = None) -> None:
         """Raises `UserError` when what is there does not hold: a log is never continued over a fault."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         anchor.parent.mkdir(parents=True, exist_ok=True)
-        verdict = check_log(path, anchor)
+        verdict = check_log(path, anchor, ledgered)
         if verdict.is_torn:
             _cut_torn_line(path)
         self._anchor_path = anchor
@@ -79,13 +80,17 @@ class AuditLog:
         os.close(self._file)
 
 
-def verify(path: Path, anchor: Path) -> Verdict:
-    """Read a log from its first entry to its last, and compare it with its anchor; names the first fault."""
+def verify(path: Path, anchor: Path, ledgered: Anchor | None = None) -> Verdict:
+    """Read a log from its first entry to its last, and compare it with its anchor and what the ledger knows of it.
+
+    Names the first fault.
+    """
     try:
         anchored = _read_anchor(anchor)
     except (ValueError, TypeError) as error:
         return Verdict(0, FIRST, f"the anchor {anchor} cannot be read ({error})")
-    count, head, head_at_anchor, is_torn = 0, FIRST, FIRST, False
+    heads = {known.entries: FIRST for known in (anchored, ledgered) if known is not None}
+    count, head, is_torn = 0, FIRST, False
     if path.exists():
         with open(path, "rb") as file:
             for line in file:
@@ -95,21 +100,24 @@ def verify(path: Path, anchor: Path) -> Verdict:
                 if (fault := _find_fault(line, count, head)) is not None:
                     return Verdict(count, head, fault)
                 count, head = count + 1, _hash(line.rstrip(b"\n"))
-                if anchored is not None and count == anchored.entries:
-                    head_at_anchor = head
-    fault = _compare(count, head_at_anchor, anchored, anchor)
+                if count in heads:
+                    heads[count] = head
+    if anchored is None and (count or ledgered is not None):
+        fault = _without_anchor(count, ledgered, anchor)
+    else:
+        fault = _compare(count, heads, "anchor", anchored) or _compare(count, heads, "ledger", ledgered)
     if fault is None and is_torn:
         return Verdict(count, head, f"entry {count} is cut off; the gateway removes it when it starts", is_torn=True)
     return Verdict(count, head, fault)
 
 
-def check_log(path: Path, anchor: Path) -> Verdict:
+def check_log(path: Path, anchor: Path, ledgered: Anchor | None) -> Verdict:
     """Raises `UserError` when a log cannot be continued. It can over a last line that a crash has cut off."""
-    verdict = verify(path, anchor)
+    verdict = verify(path, anchor, ledgered)
     if verdict.fault is not None and not verdict.is_torn:
         raise UserError(
-            f"the audit log {path} does not hold: {verdict.fault}; keep it as evidence and give the gateway another "
-            "gateway.directory"
+            f"the audit log {path} does not hold: {verdict.fault}; put back what was there, or keep what is left as "
+            "evidence and give the gateway another gateway.directory"
         )
     return verdict
 
@@ -135,14 +143,20 @@ def _find_fault(line: bytes, count: int, head: str) -> str | None:
     return None
 
 
-def _compare(count: int, head_at_anchor: str, anchored: Anchor | None, path: Path) -> str | None:
-    if anchored is None:
-        return f"there is no anchor {path}, without which entries missing at the end cannot be found" if count else None
-    if count < anchored.entries:
-        return f"entry {count} is missing: the anchor knows {anchored.entries} entries"
-    if head_at_anchor != anchored.head:
-        last = anchored.entries - 1
-        return f"entry {last} was changed: the anchor has another hash of it, and the chain up to it may be forged"
+def _without_anchor(count: int, ledgered: Anchor | None, path: Path) -> str:
+    if count == 0 and ledgered is not None:
+        return f"its entries and its anchor {path} are gone, and the ledger knows {ledgered.entries} entries"
+    return f"there is no anchor {path}, without which entries missing at the end cannot be found"
+
+
+def _compare(count: int, heads: Mapping[int, str], witness: str, known: Anchor | None) -> str | None:
+    if known is None:
+        return None
+    if count < known.entries:
+        return f"entry {count} is missing: the {witness} knows {known.entries} entries"
+    if heads[known.entries] != known.head:
+        last = known.entries - 1
+        return f"entry {last} was changed: the {witness} has another hash of it, and the chain up to it may be forged"
     return None
 
 

@@ -1,15 +1,18 @@
-"""What each key has used in its life, and which terms it has accepted: SQLite, one writer, a transaction a change.
+"""What each key has used in its life, which terms it has accepted, and where the audit log ends: SQLite, one writer.
 
 A request reserves the most that it can use before it is let in, and settles with what it used. So ``used + reserved``
 never exceeds the quota, whatever runs at once. What is never settled stays counted in full: a crash costs quota, and
-never gives any away.
+never gives any away. An audit log that was deleted together with its anchor is missed here.
 """
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from configs.errors import UserError
+from services.gateway.audit import Anchor
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage (
@@ -21,6 +24,9 @@ CREATE TABLE IF NOT EXISTS reservations (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS acceptances (
     key_id TEXT NOT NULL, terms_sha256 TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (key_id, terms_sha256)
+) STRICT;
+CREATE TABLE IF NOT EXISTS audit (
+    only INTEGER PRIMARY KEY CHECK (only = 1), entries INTEGER NOT NULL, head TEXT NOT NULL
 ) STRICT;
 """
 BUSY_S = 10.0  # a reader on the command line holds the file for milliseconds
@@ -66,6 +72,11 @@ class Ledger:
             if self._db.in_transaction:  # SQLite may have given it up itself, as on a full disk
                 self._db.execute("ROLLBACK")
             raise
+
+    def note_audited(self, last: Anchor) -> None:
+        """Record where the audit log ends now."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO audit VALUES (1, ?, ?)", (last.entries, last.head))
 
     def charge_leftovers(self) -> int:
         """Count as used what requests of an earlier process had reserved; returns their number."""
@@ -118,3 +129,26 @@ class Ledger:
         """Whether the key's holder has accepted this very text."""
         query = "SELECT 1 FROM acceptances WHERE key_id = ? AND terms_sha256 = ?"
         return self._db.execute(query, (key_id, terms_sha256)).fetchone() is not None
+
+
+def read_audited(path: Path) -> Anchor | None:
+    """Where a ledger says that the audit log ends; None without a ledger, or when nothing was logged. Changes nothing.
+
+    Raises:
+        UserError: the file cannot be read as a ledger.
+    """
+    if not path.exists():
+        return None
+    # Where SQLite has left no log of its own, nobody is writing, and a copy can be read where nothing may be written.
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=BUSY_S)) as db:
+            # A ledger of an earlier version has no such table until a gateway has started over it.
+            has_table = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit'").fetchone()
+            row = db.execute("SELECT entries, head FROM audit").fetchone() if has_table else None
+    except sqlite3.Error as error:
+        raise UserError(
+            f"the ledger {path} cannot be read ({error}); put it back from a copy, or give the gateway another "
+            "gateway.directory"
+        ) from None
+    return Anchor(*row) if row else None

@@ -92,6 +92,21 @@ def test_log_whose_last_line_a_crash_cut_off_is_told_and_does_not_keep_the_gatew
         check_gateway(config)
 
 
+def test_log_that_is_gone_with_its_anchor_is_missed_by_every_command(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
+    add_key(directory)
+    Admission(admission_spec(config)).close()
+    (directory / LOG_FILE).unlink()
+    Path(admission_spec(config).anchor).unlink()
+    gone = "are gone, and the ledger knows 1 entries"
+    assert run_command(["gateway", "verify-log", str(directory)]) == 2
+    assert gone in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"{gone}; put back what was there"):
+        check_gateway(config)
+
+
 @pytest.mark.parametrize(
     ("overrides", "needle"),
     [

@@ -2,16 +2,18 @@
 
 import json
 import resource
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from configs.errors import UserError
 from configs.gateway import GatewayConfig
-from services.gateway.admission import Admission, Grant
+from services.gateway.admission import LEDGER_FILE, Admission, Grant
 from services.gateway.audit import LOG_FILE, AuditLog, default_anchor, verify
+from services.gateway.ledger import read_audited
 from tests.unit.services.gateway.gateway import add_key, make_spec, visit
 
 pytestmark = pytest.mark.unit
@@ -92,6 +94,58 @@ def test_log_without_its_anchor_does_not_hold(directory: Path) -> None:
     assert "there is no anchor" in (fault_of(directory) or "")
     with pytest.raises(UserError, match="does not hold: there is no anchor"):
         AuditLog(directory / LOG_FILE, default_anchor(directory))
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """The directory of a gateway that has been asked once."""
+    secret = add_key(tmp_path / "used")
+    admission = Admission(make_spec(tmp_path / "used", GatewayConfig()))
+    grant = admission.reserve(secret, visit(), 4)
+    assert isinstance(grant, Grant)
+    admission.settle(grant, 9, "completed")
+    admission.close()
+    return tmp_path / "used"
+
+
+def test_log_that_is_gone_with_its_anchor_is_missed_by_the_ledger(used: Path) -> None:
+    (used / LOG_FILE).unlink()
+    default_anchor(used).unlink()
+    gone = "its entries and its anchor .* are gone, and the ledger knows 3 entries; put back what was there"
+    with pytest.raises(UserError, match=gone):
+        Admission(make_spec(used, GatewayConfig()))
+    assert not (used / LOG_FILE).exists()
+
+
+def test_end_that_is_gone_from_log_and_anchor_is_found_by_the_ledger(used: Path, tmp_path: Path) -> None:
+    entries = [json.loads(line) for line in lines_of(used)]
+
+    def forge(number: int) -> str | None:
+        """A log of so many entries with a sound chain, and its anchor, in the place of the true ones."""
+        log = AuditLog(tmp_path / f"{number}.jsonl", tmp_path / f"{number}.json")
+        for entry in entries[:number]:
+            log.append({key: value for key, value in entry.items() if key not in ("entry", "previous")} | {"tokens": 1})
+        log.close()
+        (tmp_path / f"{number}.jsonl").replace(used / LOG_FILE)
+        (tmp_path / f"{number}.json").replace(default_anchor(used))
+        return verify(used / LOG_FILE, default_anchor(used), read_audited(used / LEDGER_FILE)).fault
+
+    assert forge(2) == "entry 2 is missing: the ledger knows 3 entries"
+    assert "entry 2 was changed: the ledger has another hash of it" in (forge(3) or "")
+
+
+def test_ledger_that_knows_no_log_yet_or_is_none_at_all(used: Path) -> None:
+    with closing(sqlite3.connect(used / LEDGER_FILE)) as db:
+        db.execute("DROP TABLE audit")
+        db.commit()
+    assert read_audited(used / LEDGER_FILE) is None
+    Admission(make_spec(used, GatewayConfig())).close()
+    known = read_audited(used / LEDGER_FILE)
+    assert known is not None
+    assert known.entries == 4
+    (used / LEDGER_FILE).write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match=r"ledger\.sqlite cannot be read"):
+        read_audited(used / LEDGER_FILE)
 
 
 def test_line_that_a_crash_cut_off_is_removed_and_that_is_said(directory: Path) -> None:
