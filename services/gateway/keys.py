@@ -4,12 +4,15 @@ A key is 256 random bits, so a plain SHA-256 is enough: a slow hash protects gue
 burn our processor with wrong keys.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +22,7 @@ from configs.errors import UserError
 
 PREFIX = "sk-stillhouse-"
 RANDOM_BYTES = 32
+LOCK_S, LOCK_POLL_S = 10.0, 0.05  # a command that changes keys holds the lock for milliseconds
 ID_CHARACTERS = 12  # of the hash: enough to tell keys apart, useless for finding one
 
 
@@ -51,10 +55,14 @@ class Key:
 
 
 class KeyFile:
-    """The keys of a gateway. A change of the file counts from the next request on: revoking needs no restart."""
+    """The keys of a gateway. A change of the file counts from the next request on: revoking needs no restart.
 
-    def __init__(self, path: Path) -> None:
+    Changes come one after another, whoever makes them; one that waits longer than ``lock_s`` is refused.
+    """
+
+    def __init__(self, path: Path, lock_s: float = LOCK_S) -> None:
         self._path = path
+        self._lock_s = lock_s
         self._version: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
 
@@ -70,21 +78,32 @@ class KeyFile:
 
     def add(self, key: Key) -> None:
         """Raises `UserError` when a key that counts has this name."""
-        keys = self.all()
-        if any(each.name == key.name and each.revoked is None for each in keys):
-            raise UserError(f"there is a key {key.name} already; revoke it first, or choose another name")
-        self._write([*keys, key])
+        with self._changing() as keys:
+            if any(each.name == key.name and each.revoked is None for each in keys):
+                raise UserError(f"there is a key {key.name} already; revoke it first, or choose another name")
+            keys.append(key)
 
     def revoke(self, name: str, now: datetime) -> Key:
         """Revoke the key of this name that counts. Raises `UserError` when there is none."""
-        keys = self.all()
-        for place, key in enumerate(keys):
-            if key.name == name and key.revoked is None:
-                keys[place] = replace(key, revoked=to_text(now))
-                self._write(keys)
-                return keys[place]
-        known = ", ".join(each.name for each in keys if each.revoked is None) or "none"
-        raise UserError(f"there is no key {name} to revoke; those that count are: {known}")
+        with self._changing() as keys:
+            for place, key in enumerate(keys):
+                if key.name == name and key.revoked is None:
+                    keys[place] = replace(key, revoked=to_text(now))
+                    return keys[place]
+            known = ", ".join(each.name for each in keys if each.revoked is None) or "none"
+            raise UserError(f"there is no key {name} to revoke; those that count are: {known}")
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[Key]]:
+        """The keys as they lie there, for one change at a time; what the list has become is written at the end."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Beside the keys, as their file is replaced by each change and a lock stays with what was replaced.
+        lock = self._path.with_name(f".{self._path.name}.lock")
+        with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            _wait_for_lock(file.fileno(), self._path, self._lock_s)
+            keys = _parse(self._path) if self._path.exists() else []
+            yield keys
+            self._write(keys)
 
     def _refresh(self) -> None:
         try:
@@ -98,7 +117,6 @@ class KeyFile:
             self._version = version
 
     def _write(self, keys: Sequence[Key]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
         text = json.dumps({"keys": [asdict(key) for key in keys]}, indent=2) + "\n"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -122,6 +140,20 @@ def hash_key(secret: str) -> str:
 def to_text(moment: datetime) -> str:
     """A moment in the file's form, such as ``2026-11-24T17:00:00+00:00``."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _wait_for_lock(lock: int, path: Path, lock_s: float) -> None:
+    give_up_at = time.monotonic() + lock_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the file, so with its process too
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise UserError(
+                    f"another command has been changing {path} for {lock_s:g} s; let it end, and give this one again"
+                ) from None
+        time.sleep(LOCK_POLL_S)
 
 
 def _parse(path: Path) -> list[Key]:

@@ -1,5 +1,8 @@
 """Keys, rates, ledger, regions and signals by themselves."""
 
+import fcntl
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,7 @@ def test_key_file_holds_hashes_alone_and_is_for_its_owner(tmp_path: Path) -> Non
     assert hash_key(secret) in path.read_text()
     assert path.stat().st_mode & 0o077 == 0
     assert KeyFile(path).find(secret) == key
-    assert [each.name for each in tmp_path.iterdir()] == ["keys.json"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
 def test_key_name_counts_once_until_it_is_revoked(tmp_path: Path) -> None:
@@ -46,6 +49,35 @@ def test_key_name_counts_once_until_it_is_revoked(tmp_path: Path) -> None:
     file.add(make_key("ada", NOW)[1])
     with pytest.raises(UserError, match="no key bob to revoke; those that count are: ada"):
         file.revoke("bob", NOW)
+
+
+def test_no_key_that_is_added_and_no_revocation_is_lost_to_another_command(tmp_path: Path) -> None:
+    path, commands = tmp_path / "keys.json", 12
+    for number in range(commands):
+        KeyFile(path).add(make_key(f"old{number}", NOW)[1])
+    together = threading.Barrier(2 * commands)
+
+    def change(number: int) -> None:
+        together.wait(10)
+        if number % 2:
+            KeyFile(path).add(make_key(f"new{number // 2}", NOW)[1])
+        else:
+            KeyFile(path).revoke(f"old{number // 2}", NOW)
+
+    with ThreadPoolExecutor(2 * commands) as pool:
+        list(pool.map(change, range(2 * commands)))
+    counting = {each.name for each in KeyFile(path).all() if each.revoked is None}
+    assert counting == {f"new{number}" for number in range(commands)}
+
+
+def test_change_of_keys_does_not_wait_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    KeyFile(path).add(make_key("ada", NOW)[1])
+    with open(tmp_path / ".keys.json.lock", "r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another command has been changing .*keys\.json for 0\.1 s; let it end"):
+            KeyFile(path, lock_s=0.1).revoke("ada", NOW)
+    assert KeyFile(path).revoke("ada", NOW).revoked is not None
 
 
 def test_broken_key_file_is_told_by_name(tmp_path: Path) -> None:
