@@ -63,7 +63,7 @@ def start_http_teacher(app: TeacherApp, ingress: Callable[[serve.Application], s
     from services.llm_teacher import build_async_app, build_http_app  # loads vLLM
 
     config = _llm_config(app, _http_options(app.teacher))
-    built = build_http_app(config) if ingress is None else ingress(build_async_app(config, app.binding))
+    built = build_http_app(config, app.binding) if ingress is None else ingress(build_async_app(config, app.binding))
     serve.run_many([serve.RunTarget(built, name=app.name, route_prefix="/")], wait_for_applications_running=False)
 
 

@@ -21,6 +21,8 @@ from services.meter import Meter
 from services.replies import yield_in_groups
 from services.vllm_adapter import describe, sampling_params, to_result
 
+BINDING = "stillhouse_binding"  # among the settings that `ray.serve.llm` hands on without reading them
+
 
 class AsyncTeacher(LLMServer):
     """One replica. Errors are raised, never returned as rows; only the refusal of one prompt is a result."""
@@ -107,6 +109,15 @@ class AsyncTeacher(LLMServer):
         raise RuntimeError(f"request {request.request_id} ended without a final output")
 
 
+class HttpTeacher(LLMServer):
+    """One replica behind vLLM's own endpoint, whose builder hands on the configuration and nothing beside it."""
+
+    async def __init__(self, llm_config: LLMConfig, **kwargs: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        if (binding := llm_config.experimental_configs.get(BINDING)) is not None:
+            check_binding(binding)
+        await super().__init__(llm_config, **kwargs)
+
+
 def read_events(text: str) -> list[dict[str, Any]]:
     """The data of server-sent events, without the last one, which says that it is the last."""
     data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
@@ -119,8 +130,10 @@ def build_async_app(llm_config: LLMConfig, binding: Binding | None = None) -> se
     return build_llm_deployment(llm_config, name_prefix="teacher:", bind_kwargs=bound, deployment_cls=AsyncTeacher)
 
 
-def build_http_app(llm_config: LLMConfig) -> serve.Application:
+def build_http_app(llm_config: LLMConfig, binding: Binding | None = None) -> serve.Application:
     """The application behind vLLM's OpenAI-compatible endpoint, which lets everyone in."""
+    settings = {**llm_config.experimental_configs, BINDING: binding}
+    bound = llm_config.model_copy(update={"server_cls": HttpTeacher, "experimental_configs": settings})
     # The ingress only passes requests on; on two cores a CPU of its own would never be free.
     ingress = {"ray_actor_options": {"num_cpus": 0}, "num_replicas": 1, "autoscaling_config": None}
-    return build_openai_app({"llm_configs": [llm_config], "ingress_deployment_config": ingress})
+    return build_openai_app({"llm_configs": [bound], "ingress_deployment_config": ingress})
