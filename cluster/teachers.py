@@ -3,19 +3,15 @@
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.binding import bind_teacher
 from cluster.context import RunContext
 from cluster.gateway import build_ingress
-from cluster.models import TeacherSource, teacher_source
+from cluster.models import teacher_source
 from cluster.run_dir import RunDir
 from cluster.session import LOOPBACK
-from cluster.terms_sources import local_directory
 from configs.schema import Device, EngineKind, RunConfig
-from configs.terms.policy import Distribution
-from configs.terms.texts import decided_texts
-from services.binding import Binding
 from services.engine_settings import engine_kind, find_differences
 
 if TYPE_CHECKING:
@@ -130,16 +126,6 @@ def teacher_device(ctx: RunContext, name: str) -> Device:
     """What a teacher's replicas compute on, on the run's cluster."""
     teacher = ctx.config.pool[name]
     return ctx.session.device(teacher.engine.device, teacher.accelerator_type)
-
-
-def bind_teacher(config: RunConfig, source: TeacherSource) -> Binding:
-    """What replicas may load: the teacher as it lies on this machine, where its licence was decided on."""
-    directory = local_directory(source.model, source.revision)
-    texts = None if directory is None else tuple(sorted(decided_texts(directory).items()))
-    if not texts and not Path(source.model).expanduser().is_dir():
-        texts = None  # of a repository, the cache may hold some files alone
-    must_be_pinned = config.terms.party.distribution is not Distribution.NONE
-    return Binding(source.model, source.revision, texts, must_be_pinned)
 
 
 def _start_serve(http_port: int | None, host: str = LOOPBACK) -> None:

@@ -150,7 +150,8 @@ def _check_pinned(config: RunConfig) -> None:
 
 
 def _check_texts(config: RunConfig) -> None:
-    for key, model, revision, declared in _models(config):
+    judges = [(f"judges.{number}", each.model, None, each) for number, each in enumerate(config.terms.judges)]
+    for key, model, revision, declared in (*_models(config), *judges):
         if declared.license_sha256 is None:
             continue
         directory = local_directory(model, revision)

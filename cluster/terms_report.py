@@ -1,10 +1,12 @@
 """``stillhouse terms``: the policy's entries, what a name stands for, and a recipe's decision in plain words."""
 
+from datetime import date
+
 from cluster.terms import decide, refusal, student_name
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.terms.naming import name_license
-from configs.terms.policy import UNSTATED, Entry, Kind, Obligation, load_policy
+from configs.terms.policy import MAX_AGE_DAYS, UNSTATED, Entry, Kind, Obligation, load_policy, stale
 from configs.terms.records import Decision, Duty, Finding, Source
 
 KIND_TITLES = {Kind.MODEL: "licences of models", Kind.SERVICE: "terms of services", Kind.DATA: "licences of data"}
@@ -19,6 +21,8 @@ def print_policy() -> None:
         for entry in sorted((each for each in policy.entries if each.kind is kind), key=lambda each: each.id):
             rule, known = entry.outputs_for_training.value, f"{entry.confidence.value} {entry.verified_on}"
             lines.append(f"  {entry.provider or entry.id:40} {rule:23} {known:21} {entry.name}")
+    if old := stale(policy.entries, date.today()):
+        lines += ["", f"not checked for {MAX_AGE_DAYS} days: {', '.join(each.id for each in old)}"]
     print("\n".join(lines))
 
 

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit, urlunsplit
 from configs.repository import is_repository
 from configs.schema import RunConfig
 from configs.terms.decision import KINDS
-from configs.terms.naming import Card, name_license, read_card
+from configs.terms.naming import name_license
 from configs.terms.policy import Policy
 from configs.terms.recipe import Party, SourceTerms
 from configs.terms.records import Role, Source, Statement
-from configs.terms.texts import license_texts
+from configs.terms.texts import Told, read_texts
 
 HOME_MADE, ADDITION = "the home-made teacher", "prompts.addition"
 DATA_PREFIX = "hf://datasets/"
@@ -98,8 +98,8 @@ def _model(
     lineage: tuple[str, ...] = (),
 ) -> Iterator[Source]:
     directory = local_directory(model, revision)
-    card = _card(directory)
-    statements = [*_declared(declared, role, policy), *_found(role, model, directory, card, policy)]
+    told = read_texts(directory, KINDS[role], policy) if directory else Told()
+    statements = [*_declared(declared, role, policy), *told.statements, *_known(role, model, policy)]
     yield Source(
         role=role,
         name=model,
@@ -109,7 +109,7 @@ def _model(
         statements=tuple(dict.fromkeys(statements)),
     )
     lineage = (*lineage, model)
-    for base in dict.fromkeys((*declared.base_models, *card.base_models)):
+    for base in dict.fromkeys((*declared.base_models, *told.base_models)):
         if base in lineage:
             continue
         if len(lineage) < MAX_LINEAGE:
@@ -128,21 +128,7 @@ def _declared(declared: SourceTerms, role: Role, policy: Policy) -> Iterator[Sta
         yield from name_license(declared.license, "the recipe", KINDS[role], policy)
 
 
-def _found(role: Role, model: str, directory: Path | None, card: Card, policy: Policy) -> Iterator[Statement]:
-    kind = KINDS[role]
-    for text in card.licenses:
-        yield from name_license(text, "its README.md", kind, policy)
-    if card.problem is not None:
-        problem = f"its README.md cannot be read: {card.problem}"
-        yield Statement(text="README.md", origin="its README.md", problem=problem)
-    for path, digest in license_texts(directory).items() if directory else ():
-        for entry in policy.of_text(kind, digest):
-            yield Statement(text=f"{path.name} {digest}", origin="its licence text", entry=entry.id)
+def _known(role: Role, model: str, policy: Policy) -> Iterator[Statement]:
     if not Path(model).expanduser().is_dir():
-        for entry in policy.of_repository(kind, model):
+        for entry in policy.of_repository(KINDS[role], model):
             yield Statement(text=model, origin="the policy", entry=entry.id)
-
-
-def _card(directory: Path | None) -> Card:
-    path = directory / "README.md" if directory else None
-    return read_card(path.read_text(encoding="utf-8", errors="replace")) if path and path.is_file() else Card()

@@ -8,7 +8,23 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.repository import COMMIT_LENGTH, is_commit, is_repository
-from configs.terms.texts import CARD, LICENSE_FILES, decided_texts, digests
+from configs.terms.policy import Kind, load_policy
+from configs.terms.texts import CARD, LICENSE_FILES, decided_texts, digests, read_texts
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a model was taken for: meanings of the statements about it (`Statement.meaning`), and its bases by name.
+
+    A further base is let through where the policy knows it by one of ``base_licenses`` alone: those that were decided
+    on, and that a base may have without a person's decision.
+
+    Example: ``Decided(("apache-2.0",), ("Qwen/Qwen3-8B-Base",), ("apache-2.0",))``
+    """
+
+    meanings: tuple[str, ...]
+    bases: tuple[str, ...] = ()
+    base_licenses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +32,7 @@ class Binding:
     """A model as it was decided on.
 
     ``texts`` are names and SHA-256 of the licence texts, or of the card where there are none; None where the decision
-    saw none of its files. ``must_be_pinned`` wants a commit for repositories.
+    saw none of its files. ``must_be_pinned`` wants a commit for repositories. ``decided`` is what it was decided by.
 
     Example: ``Binding("Qwen/Qwen3-8B", "0123…cdef", (("LICENSE", "9f2c…"),), must_be_pinned=True)``
     """
@@ -25,6 +41,7 @@ class Binding:
     revision: str | None = None
     texts: tuple[tuple[str, str], ...] | None = None
     must_be_pinned: bool = False
+    decided: Decided | None = None
 
 
 def check_binding(binding: Binding) -> None:
@@ -32,6 +49,7 @@ def check_binding(binding: Binding) -> None:
     local = Path(binding.model).expanduser()
     if local.is_dir():
         _check_texts(binding, local, complete=True)
+        _check_told(binding, local)
     elif is_repository(binding.model):
         _check_revision(binding)
         snapshot = _fetch_texts(binding)
@@ -41,6 +59,7 @@ def check_binding(binding: Binding) -> None:
                 "take that revision out of the cache, or name the commit that is there"
             )
         _check_texts(binding, snapshot, complete=False)
+        _check_told(binding, snapshot)
 
 
 def _check_revision(binding: Binding) -> None:
@@ -66,6 +85,30 @@ def _check_texts(binding: Binding, directory: Path, *, complete: bool) -> None:
             f"{directory / name} has sha256 {found.get(name, 'of no file')}, and the licence of {binding.model} was "
             f"decided on with {decided.get(name, 'no such file')}; read it, and run the command again to decide anew"
         )
+
+
+def _check_told(binding: Binding, directory: Path) -> None:
+    """Compare with what the texts say that the decision did not see, because they were not on its machine."""
+    decided = binding.decided
+    if decided is None:
+        return
+    policy = load_policy()
+    told = read_texts(directory, Kind.MODEL, policy)
+    for statement in told.statements:
+        if statement.meaning not in decided.meanings:
+            said = statement.problem or f"{statement.origin} says {statement.meaning!r}"
+            known = ", ".join(decided.meanings) or "nothing"
+            raise UserError(
+                f"{directory}: {said}, and the decision on {binding.model} knew {known}; name it in the recipe's terms "
+                "(license), or download the model where the command is given, and decide anew"
+            )
+    for base in told.base_models:
+        entries = {entry.id for entry in policy.of_repository(Kind.MODEL, base)}
+        if base not in (binding.model, *decided.bases) and not (entries and entries <= set(decided.base_licenses)):
+            raise UserError(
+                f"{directory / CARD} names the base {base}, and {binding.model} was decided on without it; name it in "
+                "the recipe's terms (base_models), or download the model where the command is given, and decide anew"
+            )
 
 
 def _fetch_texts(binding: Binding) -> Path:

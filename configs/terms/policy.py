@@ -6,6 +6,8 @@ and goes into every manifest.
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from datetime import date
 from enum import StrEnum
 from functools import cache, cached_property
@@ -18,6 +20,7 @@ from ruamel.yaml import YAML
 from configs.errors import UserError
 
 POLICY_DIRECTORY = Path(__file__).resolve().parent
+MAX_AGE_DAYS = 180  # texts change a few times a year
 
 UNSTATED: Final = "unstated"
 """What an entry has in place of a clause or a date that its text does not give, or that nobody has read."""
@@ -160,7 +163,8 @@ class Match(Record):
 
     repo_prefixes: tuple[str, ...] = ()
     repos: tuple[str, ...] = ()
-    text_sha256: tuple[str, ...] = ()
+    text_titles: tuple[str, ...] = ()
+    """How the licence's text begins; case, punctuation and line breaks do not matter."""
 
 
 class Entry(Record):
@@ -217,6 +221,10 @@ class Entry(Record):
         name, prefixes = repository.lower(), (prefix.lower() for prefix in self.match.repo_prefixes)
         return name.startswith(tuple(prefixes)) or name in {repo.lower() for repo in self.match.repos}
 
+    def covers_text(self, text: str) -> bool:
+        """Whether a line of the text begins with a title of the licence, which need not be the first of the text's."""
+        return any(_title(each).search(text) for each in self.match.text_titles)
+
 
 class Policy(Record):
     """All entries with their version."""
@@ -241,9 +249,21 @@ class Policy(Record):
         """Every entry that is known to cover the repository."""
         return tuple(each for each in self.entries if each.kind is kind and each.covers_repository(repository))
 
-    def of_text(self, kind: Kind, sha256: str) -> tuple[Entry, ...]:
-        """Entries whose licence text has this digest."""
-        return tuple(each for each in self.entries if each.kind is kind and sha256 in each.match.text_sha256)
+    def of_text(self, kind: Kind, text: str) -> tuple[Entry, ...]:
+        """Every entry whose licence has a title that begins a line of the text."""
+        return tuple(each for each in self.entries if each.kind is kind and each.covers_text(text))
+
+
+@cache
+def _title(words: str) -> re.Pattern[str]:
+    """The words at the beginning of a line, with any mark-up before them and any breaks between them."""
+    joined = r"[\W_]{1,200}".join(re.escape(each) for each in words.split())
+    return re.compile(rf"^(?:[^\w\n]|_)*{joined}(?!\w)", re.IGNORECASE | re.MULTILINE)
+
+
+def stale(entries: Iterable[Entry], today: date) -> list[Entry]:
+    """Entries that nobody has checked for more than `MAX_AGE_DAYS`."""
+    return [each for each in entries if (today - each.verified_on).days > MAX_AGE_DAYS]
 
 
 @cache

@@ -4,9 +4,9 @@ Nothing of it decides what a run makes, only whether it may.
 """
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from configs.section import Section
 from configs.terms.policy import Distribution, Use
@@ -106,3 +106,13 @@ class TermsConfig(Section):
     student_license: str | None = None
     """Licence that you give the student, where those of its sources leave the choice: an id of the policy, an SPDX
     identifier or a Hub tag. Unset takes the licence of its base; without one its card says that none was chosen."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("base_models", "license_sha256", "multimodal"):
+            if getattr(self.prompts, key) not in (None, ()):
+                raise ValueError(
+                    f"prompts.{key} says nothing: of prompts the licence alone is looked at, so leave it out, and name "
+                    "models that wrote them in terms.judges, services in terms.services"
+                )
+        return self

@@ -45,6 +45,11 @@ class Statement(Record):
     problem: str | None = None
     """Why it cannot be told what is said; a licence that somebody else names does not make up for it."""
 
+    @property
+    def meaning(self) -> str:
+        """The entry, or what stands in its place; two statements of the same meaning are one in a decision."""
+        return self.entry or self.problem or self.text
+
 
 class Source(Record):
     """Something that the student is made from. ``via`` names the model in whose lineage it is.

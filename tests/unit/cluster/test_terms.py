@@ -71,14 +71,24 @@ def test_default_recipe_needs_no_terms() -> None:
     assert {source.role for source in decision.sources} == {Role.TEACHER, Role.PROMPTS}
 
 
-@pytest.mark.parametrize("command", ["run", "generate", "plan", "serve"])
+@pytest.fixture
+def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr("services.engine.InProcessEngine.start", fail)
+
+
+@pytest.mark.usefixtures("nothing_may_start")
+@pytest.mark.parametrize("command", ["run", "generate", "plan", "plan --calibrate", "serve"])
 def test_denied_teacher_is_refused_with_clause_and_fix_before_anything_starts(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     tree = put(put(TREE, "teacher", {"model": LLAMA_2}), "run_dir", str(tmp_path / "run"))
     recipe.write_text(json.dumps(tree))
-    assert run_command([command, str(recipe)]) == 2
+    assert run_command([*command.split(), str(recipe)]) == 2
     printed = capsys.readouterr().err
     for needle in (LLAMA_2, "Llama 2 Community License, clause 1.b.v", "take another teacher", "terms.waivers"):
         assert needle in printed
@@ -86,6 +96,7 @@ def test_denied_teacher_is_refused_with_clause_and_fix_before_anything_starts(
     assert not (tmp_path / "run" / "phases").exists()
 
 
+@pytest.mark.usefixtures("nothing_may_start")
 def test_denied_teacher_needs_no_cluster_to_be_refused(ctx: RunContext) -> None:
     with pytest.raises(UserError, match="llama-2"):
         check_terms(with_config(ctx, config_of(LLAMA_2)))
@@ -108,6 +119,21 @@ def test_card_and_licence_text_of_a_directory_are_read(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "license: mit\nbase_model: meta-llama/Llama-3.1-8B")
     found = statements(config_of(model, terms__teacher__license="apache-2.0"))
     assert found == {model: ["apache-2.0", "mit"], "meta-llama/Llama-3.1-8B": ["llama-3.1-license-2024"]}
+
+
+LLAMA_2_TEXT = "LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023"
+
+
+def test_licence_text_over_a_milder_card_counts(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "license: mit", text=LLAMA_2_TEXT)
+    assert statements(config_of(model)) == {model: ["mit", "llama-2-license-2023"]}
+    with pytest.raises(UserError, match=r"Llama 2 Community License, clause 1\.b\.v"):
+        gate_plan(config_of(model, terms__teacher__license="mit"))
+
+
+def test_licence_text_without_a_card_is_a_statement(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", text="Apache License\nVersion 2.0, January 2004")
+    assert gate_plan(config_of(model)).verdict is Verdict.ALLOW
 
 
 def test_lineage_of_local_bases_is_followed_and_may_be_a_circle(tmp_path: Path) -> None:
@@ -220,6 +246,22 @@ def test_licence_text_must_be_the_one_that_was_read(tmp_path: Path) -> None:
     (tmp_path / "model" / "LICENSE").write_text("permission is granted")
     with pytest.raises(UserError, match=rf"terms.teacher.license_sha256 \({digest}\) is not there: .*LICENSE"):
         gate_plan(config)
+
+
+def test_licence_text_of_a_judge_must_be_the_one_that_was_read(tmp_path: Path) -> None:
+    judge = {"model": make_model(tmp_path / "judge", "license: mit", text="You may."), "license_sha256": "0" * 64}
+    with pytest.raises(UserError, match=r"terms\.judges\.0\.license_sha256 \(0{64}\) is not there: .*LICENSE"):
+        gate_plan(make_config(terms__judges=[judge]))
+    judge["license_sha256"] = hashlib.sha256(b"You may.").hexdigest()
+    assert gate_plan(make_config(terms__judges=[judge])).verdict is Verdict.ALLOW
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("license_sha256", "0" * 64), ("base_models", ["a/b"]), ("multimodal", False)]
+)
+def test_key_that_says_nothing_of_prompts_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"prompts\.{key} says nothing: .* leave it out"):
+        make_config(**{f"terms__prompts__{key}": value})
 
 
 def test_waiver_with_its_document_lets_the_run_go_on_and_is_recorded(tmp_path: Path) -> None:

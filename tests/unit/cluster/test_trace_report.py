@@ -8,14 +8,11 @@ import pytest
 
 from cluster.audit_texts import read_mark
 from cluster.cli import run_command
-from cluster.models import TeacherSource
-from cluster.teachers import bind_teacher
 from configs.errors import UserError
 from configs.schema import RunConfig
 from services.acceptance import rows_to_table
 from services.table import write_file
 from tests.unit.cluster.test_lineage import COMMIT, LLAMA, answers, llama, traced
-from tests.unit.configs.trees import make_config
 
 pytestmark = pytest.mark.unit
 
@@ -83,17 +80,3 @@ def test_trace_of_other_files_is_refused_in_one_sentence(tmp_path: Path, capsys:
     ):
         assert run_command(["terms", "trace", str(tmp_path / f"{name}.parquet")]) == 2
         assert reason in capsys.readouterr().err
-
-
-def test_teacher_is_bound_to_the_texts_on_this_machine(tmp_path: Path) -> None:
-    bare, licensed = tmp_path / "bare", tmp_path / "licensed"
-    for directory in (bare, licensed):
-        directory.mkdir()
-        (directory / "config.json").write_text("{}")
-    (licensed / "LICENSE").write_text("You may.")
-    assert bind_teacher(make_config(), TeacherSource(str(bare), None)).texts == ()
-    [(name, digest)] = bind_teacher(make_config(), TeacherSource(str(licensed), None)).texts or ()
-    assert (name, len(digest)) == ("LICENSE", 64)
-    config = make_config(terms__party__distribution="weights")
-    assert bind_teacher(config, TeacherSource("owner/model", COMMIT)).must_be_pinned
-    assert bind_teacher(config, TeacherSource("owner/model", COMMIT)).texts is None

@@ -1,6 +1,7 @@
 """A replica loads what was decided on, and nothing else."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.terms.texts import decided_texts
-from services.binding import Binding, check_binding
+from services.binding import Binding, Decided, check_binding
 from services.teacher import InProcessTeacher
 
 pytestmark = pytest.mark.unit
@@ -102,6 +103,36 @@ def test_file_that_came_with_the_weights_is_no_other_than_the_one_decided_on(cac
     (snapshot / "README.md").write_text("license: llama2")
     with pytest.raises(UserError, match=r"README\.md has sha256 [0-9a-f]{64}, .*decided on with [0-9a-f]{64}"):
         check_binding(binding)
+
+
+DECIDED = Decided(("mit",), ("owner/base",), ("mit",))
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"README.md": "---\nlicense: llama2\n---"}, "its README.md says 'llama-2-license-2023'"),
+        ({"README.md": "---\nlicense: mine\n---"}, "its README.md says 'mine'"),
+        ({"README.md": "---\nlicense: [\n---"}, "its README.md cannot be read"),
+        ({"LICENSE": "LLAMA 2 COMMUNITY LICENSE AGREEMENT"}, "licence text says 'llama-2-license-2023'"),
+        ({"README.md": "---\nbase_model: meta-llama/Llama-2-7b-hf\n---"}, "names the base meta-llama/Llama-2-7b-hf"),
+        ({"README.md": "---\nbase_model: nobody/knows\n---"}, "names the base nobody/knows"),
+    ],
+)
+def test_texts_that_the_decision_did_not_see_may_not_say_more(cache: Path, files: dict[str, str], told: str) -> None:
+    for name, text in files.items():
+        (cache / "models--owner--model" / "snapshots" / COMMIT / name).write_text(text)
+    check_binding(Binding("owner/model", COMMIT))
+    with pytest.raises(UserError, match=rf"{re.escape(told)}.*owner/model.*decide anew"):
+        check_binding(Binding("owner/model", COMMIT, decided=DECIDED))
+
+
+@pytest.mark.parametrize("base", ["owner/base", "owner/model", "microsoft/Phi-4-mini-instruct"])
+def test_texts_that_say_what_was_decided_on_are_loaded(cache: Path, base: str) -> None:
+    """A base by a licence that was decided on would have changed nothing."""
+    card = cache / "models--owner--model" / "snapshots" / COMMIT / "README.md"
+    card.write_text(f"---\nlicense: mit\nbase_model: {base}\n---")
+    check_binding(Binding("owner/model", COMMIT, decided=DECIDED))
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12]])

@@ -1,19 +1,18 @@
 """The policy as data: every entry is complete, names what exists, and is looked at again in time."""
 
 import warnings
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 from license_expression import get_spdx_licensing
 
 from configs.errors import UserError
-from configs.terms.policy import UNSTATED, Confidence, Entry, Kind, load_policy
+from configs.terms.policy import UNSTATED, Confidence, Entry, Kind, load_policy, stale
 
 pytestmark = pytest.mark.unit
 
 POLICY = load_policy()
-MAX_AGE_DAYS = 180
 ENTRY = """
 - id: one
   name: One
@@ -30,10 +29,6 @@ ENTRY = """
 def _has_a_text(entry: Entry) -> bool:
     """Not so what the run makes, and what the party says is its own."""
     return entry.kind is Kind.SERVICE or not entry.spdx.startswith("LicenseRef-stillhouse-")
-
-
-def _age(entry: Entry) -> int:
-    return (date.today() - entry.verified_on).days
 
 
 def write_policy(directory: Path, entries: str, kind: str = "model_license", version: str = "2026.1") -> Path:
@@ -64,8 +59,14 @@ def test_identifiers_are_spdx_or_scancode_or_private() -> None:
         assert is_private or not known.validate(entry.spdx).errors, entry.id
 
 
+@pytest.mark.parametrize(("days", "is_stale"), [(0, False), (180, False), (181, True)])
+def test_entry_is_stale_after_180_days(days: int, is_stale: bool) -> None:
+    entry = POLICY.entries[0]
+    assert stale([entry], entry.verified_on + timedelta(days=days)) == ([entry] if is_stale else [])
+
+
 def test_entries_older_than_half_a_year_are_warned_of() -> None:
-    old = [f"{each.id} ({each.verified_on})" for each in POLICY.entries if _age(each) > MAX_AGE_DAYS]
+    old = [f"{each.id} ({each.verified_on})" for each in stale(POLICY.entries, date.today())]
     if old:
         warnings.warn(f"look at these entries of the policy again: {', '.join(old)}", stacklevel=1)
 
@@ -98,6 +99,44 @@ def test_name_names_one_entry_of_a_kind() -> None:
 )
 def test_repository_is_known_by_its_publishers_name(repository: str, ids: set[str]) -> None:
     assert {entry.id for entry in POLICY.of_repository(Kind.MODEL, repository)} == ids
+
+
+APACHE = "                                 Apache License\n                           Version 2.0, January 2004\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        (APACHE, {"apache-2.0"}),
+        ("MIT License\n\nCopyright (c) 2026 Somebody", {"mit"}),
+        ("The MIT License (MIT)\n", {"mit"}),
+        ("Modified MIT License\n", set()),
+        (
+            "LLAMA 2 COMMUNITY LICENSE AGREEMENT\t\nLlama 2 Version Release Date: July 18, 2023",
+            {"llama-2-license-2023"},
+        ),
+        ("META LLAMA 3 COMMUNITY LICENSE AGREEMENT\r\nMeta Llama 3 Version", {"llama-3-2024"}),
+        ("**Llama 3.1 Community License Agreement**\n", {"llama-3.1-license-2024"}),
+        ("# LLAMA 3.2\nCOMMUNITY LICENSE AGREEMENT", {"llama-3.2-license-2024"}),
+        ("LLAMA 3.3 COMMUNITY LICENSE AGREEMENT", {"llama-3.3-license-2024"}),
+        ("LLAMA 4 COMMUNITY LICENSE AGREEMENT", {"llama-4-cla-2025"}),
+        ("LLAMA 5 COMMUNITY LICENSE AGREEMENT", set()),
+        ("Gemma Terms of Use\n\nLast modified: April 1, 2026", {"gemma-terms"}),
+        ("Tongyi Qianwen LICENSE AGREEMENT\n", {"tongyi-qianwen-2023"}),
+        ("Tongyi Qianwen RESEARCH LICENSE AGREEMENT\n", {"tongyi-qianwen-2023", "qwen-research-license"}),
+        ("Qwen LICENSE AGREEMENT\n\nQwen LICENSE AGREEMENT Release Date: September 19, 2024", {"qwen-license-2024"}),
+        ("Qwen RESEARCH LICENSE AGREEMENT\n", {"qwen-research-license"}),
+        ("DEEPSEEK LICENSE AGREEMENT\n\nVersion 1.0, 23 October 2023", {"deepseek-model-license-1.0"}),
+        ("# Mistral AI Research License\n", {"mistral-research-0.1"}),
+        ("# Mistral AI Non-Production License\n\n## 1. Scope and acceptance", {"mistral-non-production-0.1"}),
+        (f"{APACHE}\n---\nLLAMA 2 COMMUNITY LICENSE AGREEMENT", {"apache-2.0", "llama-2-license-2023"}),
+        ("It is not under the MIT License.\n", set()),
+        ("\n" * 100_000, set()),
+        ("", set()),
+    ],
+)
+def test_licence_text_is_known_by_its_title(text: str, ids: set[str]) -> None:
+    assert {entry.id for entry in POLICY.of_text(Kind.MODEL, text)} == ids
 
 
 def test_digest_follows_content_and_not_form(tmp_path: Path) -> None:
