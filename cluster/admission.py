@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from cluster.terms_sources import find_sources, with_family, without_login
+from cluster.terms_sources import find_sources, with_family
+from configs.repository import public_address
 from configs.schema import RunConfig
 from configs.table import LICENSED_COLUMNS, LICENSES_JOINED
 from configs.terms.decision import KINDS, evaluate
@@ -84,16 +85,16 @@ def _sources_of(group: dict[str, Any], known: Sources, policy: Policy) -> Source
 
 
 def _with_bases(teacher: str, teachers: list[Source]) -> list[Source]:
-    names, before = {teacher}, set[str]()
+    names, before = {public_address(teacher)}, set[str]()
     while names != before:
         before = set(names)
-        names |= {without_login(each.name) for each in teachers if each.via is not None and each.via in before}
-    return [each for each in teachers if without_login(each.name) in names and (each.via is None or each.via in names)]
+        names |= {each.name for each in teachers if each.via is not None and each.via in before}
+    return [each for each in teachers if each.name in names and (each.via is None or each.via in names)]
 
 
 def _of_row(role: Role, name: str, licenses: str | None, known: Sources) -> Source | None:
     """The source as its rows have it, where neither the recipe nor the manifest says as much of it."""
-    same = [each for each in known if each.role is role and without_login(each.name) == name]
+    same = [each for each in known if each.role is role and each.name == public_address(name)]
     missing = set(_split(licenses)) - {said.entry for each in same for said in each.statements}
     if same and not missing:
         return None

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from cluster.terms_sources import without_login
 from configs.claims import load_claims
+from configs.repository import public_address
 from configs.terms.records import Role, Source
 from services.claim_count import OwnMakers
 
@@ -13,10 +13,10 @@ from services.claim_count import OwnMakers
 def own_makers(teacher: str, sources: Iterable[Source]) -> frozenset[str]:
     """Makers whose model a teacher may call itself: by its own name, and by those of the models it was made from."""
     teachers = [each for each in sources if each.role is Role.TEACHER]
-    names, before = {without_login(teacher)}, set[str]()
+    names, before = {public_address(teacher)}, set[str]()
     while names != before:
         before = set(names)
-        names |= {without_login(each.name) for each in teachers if each.via and without_login(each.via) in before}
+        names |= {each.name for each in teachers if each.via and each.via in before}
     return load_claims().makers_of(*names)
 
 

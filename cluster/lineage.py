@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from cluster.claims import own_makers
 from cluster.run_dir import program_version
-from cluster.terms_sources import ADDITION, HOME_MADE, without_login
+from cluster.terms_sources import ADDITION, HOME_MADE
 from configs.identity import generation_fingerprint
+from configs.repository import public_address
 from configs.schema import Device, EngineKind, RunConfig
 from configs.table import LICENSES_JOINED, SPEC_KEY
 from configs.terms.records import Decision, Role, Source
@@ -53,7 +54,7 @@ def trace_tables(
 
 def teacher_name(config: RunConfig, teacher: str) -> str:
     """A teacher's name among the decision's sources: repository, directory, or that it was made here."""
-    return config.pool[teacher].model or HOME_MADE
+    return public_address(config.pool[teacher].model or HOME_MADE)
 
 
 def join_licenses(source: Source | None) -> str | None:
@@ -65,15 +66,15 @@ def _lineage(
     config: RunConfig, job: TableJob, teacher: str, decision: Decision, engine: dict[str, Any], *, held_out: bool
 ) -> Lineage:
     source = _find(decision, Role.TEACHER, teacher_name(config, teacher))
-    prompts = None if held_out else _find(decision, Role.PROMPTS, config.prompts.source or ADDITION)
+    prompts = None if held_out else _find(decision, Role.PROMPTS, _prompt_source(config, held_out=False))
     services = [each for each in decision.sources if each.role is Role.SERVICE]
     terms = sorted({entry for each in services for entry in _licenses(each)})
     return Lineage(
-        teacher_repo=without_login(teacher_name(config, teacher)),
+        teacher_repo=teacher_name(config, teacher),
         teacher_revision=config.pool[teacher].revision,
         teacher_license=join_licenses(source),
         terms_id=LICENSES_JOINED.join(terms) or None,
-        prompt_source=without_login(_prompt_source(config, held_out=held_out)),
+        prompt_source=_prompt_source(config, held_out=held_out),
         prompt_license=join_licenses(prompts),
         sampling=_to_json(_plain(job.sampling)),
         engine=hashlib.sha256(_to_json(engine).encode()).hexdigest()[:16],
@@ -117,9 +118,9 @@ def _mark(watermark: WatermarkConfig | None, job: TableJob) -> dict[str, Any]:
 
 def _prompt_source(config: RunConfig, *, held_out: bool) -> str:
     if not held_out:
-        return config.prompts.source or ADDITION
+        return public_address(config.prompts.source or ADDITION)
     assert config.evaluation is not None
-    return config.evaluation.source or "evaluation.addition"
+    return public_address(config.evaluation.source or "evaluation.addition")
 
 
 def _find(decision: Decision, role: Role, name: str) -> Source | None:
@@ -131,7 +132,7 @@ def _licenses(source: Source) -> list[str]:
 
 
 def _source(source: Source) -> dict[str, Any]:
-    told = {"role": source.role.value, "name": without_login(source.name), "revision": source.revision}
+    told = {"role": source.role.value, "name": source.name, "revision": source.revision}
     return {**told, "base_of": source.via, "licenses": _licenses(source)}
 
 
@@ -146,12 +147,12 @@ def _plain(section: BaseModel) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    """JSON values without what looks like a secret: keys such as ``hf_token``, logins in addresses."""
+    """JSON values without what looks like a secret: keys such as ``hf_token``, logins and queries in addresses."""
     if isinstance(value, dict):
         return {key: "hidden" if _SECRET.search(key) else _clean(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_clean(each) for each in value]
-    return without_login(value) if isinstance(value, str) else value
+    return public_address(value) if isinstance(value, str) else value
 
 
 def _to_json(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What licences want beside an exported student: NOTICE, copies of their texts, and the decision as terms.json."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ OWN_TEXTS = {"apache-2.0": PROJECT_ROOT / "LICENSE"}
 
 def write_release(directory: Path, decision: Decision, student: str) -> list[str]:
     """Write NOTICE, LICENSES/ and terms.json; returns the licences whose text was nowhere on this machine."""
-    (directory / "terms.json").write_text(decision.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (directory / "terms.json").write_text(json.dumps(decision.public_record(), indent=2) + "\n", encoding="utf-8")
     missing = _copy_licenses(directory / "LICENSES", decision)
     (directory / "NOTICE").write_text(notice(decision, student, missing), encoding="utf-8")
     return missing

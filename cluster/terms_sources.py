@@ -5,7 +5,6 @@ Looks at the disk alone, the Hub's cache included; a repository that is not ther
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from configs.repository import is_repository
 from configs.schema import RunConfig
@@ -48,12 +47,6 @@ def local_directory(model: str, revision: str | None) -> Path | None:
 
     found = try_to_load_from_cache(model, "config.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
-
-
-def without_login(place: str) -> str:
-    """An address without the user and password that it may have."""
-    parts = urlsplit(place)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else place
 
 
 def _find(config: RunConfig, policy: Policy) -> Iterator[Source]:

@@ -51,7 +51,7 @@ def _seal(ctx: RunContext) -> dict[str, Any]:
     claims = count.to_dict()
     if claims["makers"]:
         ctx.progress.say(f"seal: {claim_words(claims)} (`stillhouse terms lint {ctx.run_dir.root}`)")
-    manifest = {**sealed.to_dict(), "terms": decision.model_dump(mode="json"), "claims": claims}
+    manifest = {**sealed.to_dict(), "terms": decision.public_record(), "claims": claims}
     marks = {name: each.recorded for name, each in ctx.config.watermarks.items()}
     ctx.run_dir.write_json("manifest.json", manifest | ({"watermarks": marks} if marks else {}))
     return {"versions": _versions(ctx), "ledger": sealed.ledger.to_dict(), "claims": claims}

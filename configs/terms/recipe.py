@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from configs.repository import PublicName
 from configs.section import Section
 from configs.terms.policy import Distribution, Use
 
@@ -68,7 +69,7 @@ class Party(Section):
 class Waiver(Section):
     """A person's decision that a refused source may be used all the same, with the document that allows it."""
 
-    source: str
+    source: PublicName
     """The source's name as the refusal gives it: repository, directory, data set or provider."""
     license: str
     """Id of the licence or terms that are waived, or ``unknown`` for a source without a known licence."""

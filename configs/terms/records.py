@@ -2,10 +2,14 @@
 
 from datetime import date
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
+from configs.repository import PublicName
 from configs.terms.policy import Obligation, Record
 from configs.terms.recipe import Party, Waiver
+
+# Of the party, what a reader needs to tell what was allowed; its numbers and plans are its own business.
+PUBLIC_OF_PARTY = {"intended_use", "distribution", "region", "student_family"}
 
 
 class Verdict(StrEnum):
@@ -39,7 +43,7 @@ class Role(StrEnum):
 class Statement(Record):
     """One thing that is said of a source's licence, by whom, and the entry of the policy that it names, if any."""
 
-    text: str
+    text: PublicName
     origin: str
     entry: str | None = None
     problem: str | None = None
@@ -59,9 +63,9 @@ class Source(Record):
     """
 
     role: Role
-    name: str
+    name: PublicName
     statements: tuple[Statement, ...] = ()
-    via: str | None = None
+    via: PublicName | None = None
     revision: str | None = None
     multimodal: bool | None = None
     tier: Literal["paid", "free"] | None = None
@@ -109,6 +113,11 @@ class Decision(Record):
     policy_version: str
     policy_digest: str
     decided_on: date
+
+    def public_record(self) -> dict[str, Any]:
+        """What others may read of it, as JSON values: of a waiver its document's digest and not where that lies."""
+        told = self.model_dump(mode="json", exclude={"findings": {"__all__": {"waiver": {"document"}}}})
+        return told | {"party": self.party.model_dump(mode="json", include=PUBLIC_OF_PARTY)}
 
     @property
     def refusals(self) -> tuple[Finding, ...]:

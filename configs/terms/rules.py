@@ -134,7 +134,7 @@ def _at_most(condition: Condition, value: int | None, key: str, what: str) -> An
             f"set terms.party.{key}",
         )
     if value > condition.value:
-        return Answer(Verdict.DENY, f"at most {condition.value:,} {what} are allowed, and the party has {value:,}")
+        return Answer(Verdict.DENY, f"at most {condition.value:,} {what} are allowed, and the party has more")
     return Answer(*ALLOWED)
 
 

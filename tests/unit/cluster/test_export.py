@@ -1,5 +1,6 @@
 """What a released student comes with: cards, BOMs and a manifest that their own readers accept."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from tests.unit.configs.trees import make_config
 
 pytestmark = pytest.mark.unit
 
-LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+LLAMA, LLAMA_2 = "meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-2-7b-hf"
 BESIDE = {
     "config.json",
     "model.safetensors",
@@ -92,6 +93,36 @@ def test_export_is_done_again_when_the_evaluation_or_the_licence_changes(ctx: Ru
     chosen = changed(terms__student_license="apache-2.0")
     export(RunContext(chosen, ctx.run_dir, ctx.progress))
     assert ModelCard.load(student / "README.md").data.license == "apache-2.0"
+
+
+def test_released_files_carry_neither_secrets_nor_the_partys_own_business(ctx: RunContext, tmp_path: Path) -> None:
+    """The student's files, and those that go to the Hub with the rows."""
+    document = tmp_path / "s3cret.pdf"
+    document.write_text("allowed")
+    digest = hashlib.sha256(b"allowed").hexdigest()
+    waiver = {"source": LLAMA_2, "license": "llama-2-license-2023", "document_sha256": digest, "approver": "Jane Doe"}
+    party = {"monthly_active_users": 845_678_901, "annual_revenue_usd": 456_789_012, "competes_with": ["s3cret"]}
+    over = {"source": LLAMA, "license": "llama-3.1-license-2024", "document_sha256": digest, "approver": "Jane Doe"}
+    waivers = [{**each, "document": str(document), "expires": "2999-01-01"} for each in (waiver, over)]
+    terms = {"prompts": {"license": "own"}, "waivers": waivers, "student_name": "Llama-mine"}
+    keys: dict[str, Any] = {"teacher": {"model": LLAMA_2}, "student": {"model": LLAMA}}
+    source = "https://me:s3cret@host/prompts.jsonl?X-Amz-Signature=s3cret"
+    make_trained_by(ctx, changed(**keys, prompts={"source": source}, terms={**terms, "party": party}))
+    student = Path(ctx.run_dir.student_hf)
+    released = [each for each in student.rglob("*") if each.is_file()]
+    released += [Path(ctx.run_dir.uri(name)) for name in ("README.md", "manifest.json")]
+    assert len(released) >= len(BESIDE) + 2
+    for path in released:
+        for private in (b"s3cret", *(str(number).encode() for number in (845_678_901, 456_789_012)), b"845,678,901"):
+            assert private not in path.read_bytes(), f"{private!r} in {path.name}"
+    told = json.loads((student / "terms.json").read_text())
+    assert told == ctx.run_dir.read_json("manifest.json")["terms"]
+    waived = [each["waiver"] for each in told["findings"] if each["waiver"]]
+    assert {each["license"] for each in waived} == {each["license"] for each in waivers}
+    for each in waived:
+        assert (each["document_sha256"], each["approver"], each["expires"]) == (digest, "Jane Doe", "2999-01-01")
+    assert told["party"]["intended_use"] == "commercial"
+    assert "https://host/prompts.jsonl" in (student / "NOTICE").read_text()
 
 
 def test_model_card_is_read_by_the_hubs_library_and_tells_the_run(student: Path) -> None:

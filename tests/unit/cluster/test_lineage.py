@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.lineage import trace_tables
 from cluster.terms import decide
-from cluster.terms_sources import without_login
+from configs.repository import public_address
 from configs.schema import Device, EngineKind, RunConfig, SamplingConfig
 from configs.table import COMPLETIONS_SCHEMA, LICENSED_COLUMNS, SPEC_KEY
 from services.acceptance import Row, rows_to_table
@@ -106,24 +106,42 @@ SECRETS = {
     "hf_token": "s3cret",
     "API_KEY": "s3cret",
     "store": "https://me:s3cret@host/x",
+    "link": "https://host/x?X-Amz-Signature=s3cret",
+    "chain": "zip://a.txt::https://me:s3cret@host/x.zip?sig=s3cret",
     "deep": {"password": "s3cret"},
 }
 
 
 def test_neither_rows_nor_footer_carry_a_secret() -> None:
     teacher = {"model": LLAMA, "revision": COMMIT, "engine": {"extra": SECRETS}}
-    source = "https://me:s3cret@host/prompts.jsonl"
+    source = "https://me:s3cret@host/prompts.jsonl?sig=s3cret"
     config = llama(teacher=teacher, prompts={"source": source}, terms__prompts__license="own")
     job = traced(config)
     assert job.lineage.prompt_source == "https://host/prompts.jsonl"
+    assert job.lineage.prompt_license == "own"
     assert "s3cret" not in json.dumps([job.footer, job.lineage.to_dict()])
 
 
 @given(st.text(min_size=1, alphabet=st.characters(blacklist_characters="@/?#[]:\\", codec="ascii")), st.booleans())
-def test_without_login_changes_only_addresses_that_have_one(path: str, has_login: bool) -> None:
-    assert without_login(path) == path
+def test_public_address_changes_only_addresses_that_have_secrets(path: str, has_login: bool) -> None:
+    assert public_address(path) == path
     login = "user:pass@" if has_login else ""
-    assert without_login(f"s3://{login}bucket/a") == "s3://bucket/a"
+    assert public_address(f"s3://{login}bucket/a") == "s3://bucket/a"
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("https://host/a.jsonl?sv=1&sig=x%3D", "https://host/a.jsonl"),
+        ("https://me:a@b::c@host/a#x", "https://host/a"),
+        ("zip://a.txt?x::simplecache::https://me:x@host/b.zip?sig=1", "zip://a.txt::simplecache::https://host/b.zip"),
+        ("take https://me@host/a?x and s3://b/c", "take https://host/a and s3://b/c"),
+        ("hf://datasets/owner/name@v1/a.jsonl", "hf://datasets/owner/name@v1/a.jsonl"),
+        ("/data/what? me@home.jsonl", "/data/what? me@home.jsonl"),
+    ],
+)
+def test_public_address_of_signed_links_and_chains(address: str, public: str) -> None:
+    assert public_address(address) == public
 
 
 @pytest.mark.parametrize("num_rows", [256, 512])
