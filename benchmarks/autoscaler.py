@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.autoscaled_cluster import RESOURCE, AutoscaledCluster, Look, Shape, autoscaled_cluster
-from benchmarks.echo import EchoScript, deploy, start_serve, tokens_made
+from benchmarks.echo import EchoScript, deploy, first_answer_at, start_serve, tokens_made
 from benchmarks.run_echo import APP_NAME
 from cluster.phases.generate import WINDOW_SLACK
 from configs.schema import EngineConfig, GenerationConfig, TeacherConfig
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks autoscaler", description=__doc__)
     parser.add_argument("--nodes", type=int, default=2, help="worker nodes at most, each with one replica")
     parser.add_argument("--rows", type=int, default=800, help=f"rows of the run, a multiple of {SHARD_ROWS}")
-    parser.add_argument("--provider-delay", type=float, default=5.0, help="seconds until the cloud has a machine")
+    parser.add_argument("--provider-delay", type=float, default=15.0, help="seconds until the cloud has a machine")
     parser.add_argument("--idle-timeout", type=float, default=6.0, help="seconds that a node is idle before it may go")
     parser.add_argument("--look-every", type=int, default=1, help="seconds between two looks of Ray's autoscaler")
     parser.add_argument("--json", type=Path, help="write everything to this file as well")
@@ -177,15 +177,13 @@ def _measure(cluster: AutoscaledCluster, shape: Shape, num_rows: int) -> Measure
     )
     script = EchoScript(latency_s=ROW_S, rows_at_once=ROWS_AT_ONCE, spread=0.25, tally=str(tally))
     scaling = _scaling(shape.nodes)
-    first_row: list[float] = []
     first_shard: list[float] = []
     demanded = time.time()
     deploy(APP_NAME, script, scaling=scaling, wait=False)
     with BacklogReporter(serve.get_app_handle(APP_NAME), num_rows, None) as backlog:
 
         def on_shard() -> None:
-            if not first_shard:  # a replica's file is created with its first row, and so far there is but one
-                first_row.append(tally.stat().st_mtime)
+            if not first_shard:
                 first_shard.append(time.time())
             backlog.take_off(SHARD_ROWS)
 
@@ -196,7 +194,7 @@ def _measure(cluster: AutoscaledCluster, shape: Shape, num_rows: int) -> Measure
     cluster.stop_looking()
     return Measurement(
         shape=shape,
-        moments=_moments(cluster, demanded, first_row[0], first_shard[0]),
+        moments=_moments(cluster, demanded, first_answer_at(tally), first_shard[0]),
         nodes=numbers_of_nodes(cluster.looks),
         rows=count_rows(num_rows, _read_rows(cluster.directory / "run" / "completions"), tokens_made(tally)),
         run_s=ended - demanded,

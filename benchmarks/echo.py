@@ -6,6 +6,7 @@ The benchmarks use it to measure what is ours alone, and the chaos tests to know
 import asyncio
 import logging
 import os
+import time
 import zlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -113,12 +114,21 @@ def _sample(prompt: list[int], index: int, max_tokens: int) -> Sample:
 def _note(tally: Path, tokens: int) -> None:
     """One short line, appended at once: it is there even if the process ends right after."""
     with open(tally / f"{os.getpid()}.tokens", "a") as file:
-        file.write(f"{tokens}\n")
+        file.write(f"{tokens} {time.time():.3f}\n")
 
 
 def tokens_made(tally: Path) -> int:
     """Tokens of all answers that were given so far, by any replica."""
-    return sum(int(line) for file in tally.glob("*.tokens") for line in file.read_text().split())
+    return sum(int(line.split()[0]) for line in _noted(tally))
+
+
+def first_answer_at(tally: Path) -> float:
+    """When any replica gave its first answer (seconds since 1970)."""
+    return min(float(line.split()[1]) for line in _noted(tally))
+
+
+def _noted(tally: Path) -> list[str]:
+    return [line for file in tally.glob("*.tokens") for line in file.read_text().splitlines()]
 
 
 def start_serve() -> None:

@@ -35,7 +35,20 @@ def check_side_by_side(config: RunConfig, session: Session) -> None:
     if is_split:
         check_room(teachers, session.nodes(cluster.teacher_labels), "nodes with cluster.teacher_labels")
         check_room([student], session.nodes(cluster.student_labels), "nodes with cluster.student_labels")
+        others = session.nodes(off_student_nodes(config))
+        check_room([*teachers, clients], others, "cluster without nodes with cluster.student_labels")
     check_room([*teachers, clients, student], session.nodes(), "cluster")
+
+
+def off_student_nodes(config: RunConfig) -> dict[str, str]:
+    """Ray's label selector of nodes for clients: a small one in the student's way would keep it waiting to the end.
+
+    ``{"pool": "!student"}`` for labels of which ``pool`` alone tells the student's nodes from the teacher's.
+    """
+    cluster = config.cluster
+    return {
+        key: f"!{value}" for key, value in cluster.student_labels.items() if cluster.teacher_labels.get(key) != value
+    }
 
 
 def teacher_demands(

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,11 @@ class Session:
         return None if limits is None else int(max(limits.get("GPU", 0), self.resources().get("GPU", 0)))
 
     def nodes(self, labels: dict[str, str] | None = None) -> list[dict[str, float]]:
-        """The resources of each node that is up and has the ``labels``."""
+        """The resources of each node that is up and has the ``labels``; a value ``!x`` is any other, or none."""
         import ray
 
-        nodes, wanted = [node for node in ray.nodes() if node["Alive"]], (labels or {}).items()
-        return [node["Resources"] for node in nodes if wanted <= (node["Labels"] or {}).items()]
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        return [node["Resources"] for node in nodes if has_labels(node["Labels"] or {}, labels or {})]
 
     def device(self, wanted: Device, accelerator_type: str | None = None) -> Device:
         """What ``auto`` stands for on this cluster."""
@@ -65,6 +65,18 @@ class Session:
             return wanted
         # A cluster that scales from nothing has no GPU yet; a recipe that names its type asks for one all the same.
         return Device.GPU if accelerator_type or self.resources().get("GPU", 0) > 0 else Device.CPU
+
+
+def has_labels(node: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a node with such labels fulfils a selector of Ray's, of ``x`` and ``!x`` alone.
+
+    >>> has_labels({"pool": "student"}, {"pool": "!student"}), has_labels({}, {"pool": "!student"})
+    (False, True)
+    """
+    return all(
+        node.get(key) != value.removeprefix("!") if value.startswith("!") else node.get(key) == value
+        for key, value in wanted.items()
+    )
 
 
 @contextmanager

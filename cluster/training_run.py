@@ -23,7 +23,7 @@ def run_training(
 
     ``later_s`` is what the phases after this one are expected to take. Workers are placed on nodes with the ``labels``.
     ``on_metrics`` is called with each line of metrics, those of earlier commands among them. ``should_stop`` is asked
-    every few seconds; `training.trainer.Stopped` is raised once it says so and all is saved.
+    several times a second; `training.trainer.Stopped` is raised once it says so and all is saved.
     """
     finished = [result for job in jobs if (result := load_result(job)) is not None]
     if len(finished) == len(jobs):

@@ -11,7 +11,7 @@ import json
 import math
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -76,6 +76,7 @@ class ClientSpec:
     replica_start_s: float = 0.0  # the first shards wait for a replica as well
     max_replicas: int = 1
     teacher: str = ONLY_TEACHER
+    node_labels: dict[str, str] = field(default_factory=dict)  # Ray's selector of the nodes that clients may take
 
     @property
     def shards_at_once(self) -> int:

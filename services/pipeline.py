@@ -111,6 +111,7 @@ def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Sum
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=CLIENT_CPUS,
+        **({"label_selector": spec.node_labels} if spec.node_labels else {}),
         compute=ActorPoolStrategy(
             size=clients,
             max_tasks_in_flight_per_actor=spec.shards_at_once,

@@ -12,6 +12,7 @@ from cluster.estimate import check_capacity
 from cluster.lineage import trace_tables
 from cluster.models import teacher_source
 from cluster.phases.plan import evaluation_uris, planned_rows
+from cluster.pools import off_student_nodes
 from cluster.run_estimate import TimeLeft
 from cluster.teachers import (
     app_name,
@@ -266,6 +267,7 @@ def _client_spec(ctx: RunContext, tables: dict[str, TableJob], name: str) -> Cli
         max_replicas=teacher.max_replicas,
         replica_start_s=config.deadlines.replica_start,
         teacher=name,
+        node_labels=off_student_nodes(config),
     )
 
 

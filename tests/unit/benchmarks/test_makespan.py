@@ -58,15 +58,15 @@ def test_sleeping_student_of_sealed_files_has_all_rows(tmp_path: Path) -> None:
     assert result.num_steps == 5
 
 
-def test_summary_adds_what_nodes_waited_for_their_workers_to_the_bound(tmp_path: Path) -> None:
+def test_summary_adds_what_nodes_waited_for_workers_and_clients_to_the_bound(tmp_path: Path) -> None:
     lines = [{"time": time} for time in (120.0, 200.0, 250.0)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     groups = [{"up": 115.0, "down": 200.0, "size": 2}, {"up": 210.0, "down": 251.0, "size": 4}]
     (tmp_path / "groups.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
-    found = summarise("overlapped", OPTIONS, 100.0, [105.0, 202.0], str(tmp_path), 80.0)
+    found = summarise("overlapped", OPTIONS, 100.0, [105.0, 202.0], 3.0, str(tmp_path), 80.0)
     assert (found.makespan_s, found.first_step_s, found.workers) == (150.0, 20.0, [2, 4])
     assert found.starts_s == [10.0, 10.0]
-    assert found.bound_s == (560 + 2 * 10 + 4 * 10) / 4
+    assert found.bound_s == (560 + 2 * 10 + 4 * 10 + 4 * 3) / 4
 
 
 @pytest.mark.parametrize(("mode", "workers"), [("overlapped", (2, 4)), ("split", 2), ("in_turn", 4)])

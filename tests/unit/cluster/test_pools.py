@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.pools import check_side_by_side
-from cluster.session import Session
+from cluster.pools import check_side_by_side, off_student_nodes
+from cluster.session import Session, has_labels
 from configs.errors import UserError
 from configs.schema import Device
 from tests.unit.configs.trees import make_config
@@ -26,7 +26,7 @@ class FakeSession(Session):
     limit: int | None = None
 
     def nodes(self, labels: dict[str, str] | None = None) -> list[dict[str, float]]:
-        return [has for names, has in self.there if (labels or {}).items() <= names.items()]
+        return [has for names, has in self.there if has_labels(names, labels or {})]
 
     def gpu_limit(self) -> int | None:
         return self.limit
@@ -71,6 +71,21 @@ def test_each_side_has_to_fit_the_nodes_with_its_labels() -> None:
         check(*nodes, teacher__min_replicas=5, teacher__max_replicas=9, **SPLIT)
     with pytest.raises(UserError, match=r"nodes with cluster.student_labels has 0"):
         check((TEACHER, {"CPU": 99.0}), **SPLIT)
+
+
+def test_clients_keep_off_the_students_nodes() -> None:
+    zone = {"zone": "a"}
+    config = make_config(
+        cluster__phases="overlapped",
+        training__max_steps=5,
+        cluster__teacher_labels=TEACHER | zone,
+        cluster__student_labels=STUDENT | zone,
+    )
+    assert off_student_nodes(config) == {"pool": "!student"}
+    nodes: tuple[Node, ...] = ((TEACHER, {"CPU": 1.0}), (STUDENT, {"CPU": 4.0}))
+    with pytest.raises(UserError, match=r"generation.clients 0.5.* without nodes with cluster.student_labels has 1"):
+        check(*nodes, **SPLIT)
+    check(*nodes, ({}, {"CPU": 0.5}), **SPLIT)
 
 
 def test_cluster_that_starts_nodes_on_demand_is_not_asked() -> None:
