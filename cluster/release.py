@@ -1,13 +1,17 @@
 """What licences want beside an exported student: NOTICE, copies of their texts, and the decision as terms.json."""
 
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.run_dir import PROJECT_ROOT
 from cluster.terms_sources import local_directory
-from configs.terms.policy import Entry, ObligationType, load_policy
+from configs.errors import UserError
+from configs.terms.policy import Distribution, Entry, Kind, ObligationType, load_policy
 from configs.terms.records import Decision, Duty
 from configs.terms.texts import license_texts
 
@@ -15,15 +19,65 @@ from configs.terms.texts import license_texts
 OWN_TEXTS = {"apache-2.0": PROJECT_ROOT / "LICENSE"}
 
 
-def write_release(directory: Path, decision: Decision, student: str) -> list[str]:
-    """Write NOTICE, LICENSES/ and terms.json; returns the licences whose text was nowhere on this machine."""
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Licence texts to pass on: files by their place below LICENSES/, and licences whose text was not found."""
+
+    files: dict[str, Path]
+    missing: tuple[str, ...]
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each, by its place."""
+        return {place: hashlib.sha256(path.read_bytes()).hexdigest() for place, path in sorted(self.files.items())}
+
+
+def find_texts(decision: Decision, given: Mapping[str, str]) -> Texts:
+    """The texts that the recipe gives, that lie with the sources, or are this project's own.
+
+    ``given`` is the recipe's ``terms.license_texts``.
+
+    Raises:
+        UserError: one that the recipe gives is not there, or of no licence that the policy has; or others get the
+            student, and a text that has to be passed on with it is nowhere.
+    """
+    files = _given_texts(given)
+    own = {each.partition("/")[0] for each in files}
+    missing = set()
+    revisions = {source.name: source.revision for source in decision.sources}
+    for duty in decision.duties:
+        if duty.obligation.type is not ObligationType.LICENSE_COPY or "data" in duty.obligation.applies_to:
+            continue
+        place = local_directory(duty.source, revisions.get(duty.source))
+        texts = [*license_texts(place)] if place else []
+        files |= {f"{_file_name(duty.source)}/{path.name}": path for path in texts}
+        if duty.license in own:
+            continue
+        if duty.license in OWN_TEXTS:
+            files[f"{duty.license}.txt"] = OWN_TEXTS[duty.license]
+        elif not texts:
+            missing.add(duty.license)
+    if missing and decision.party.distribution is not Distribution.NONE:
+        first, *more = sorted(missing)
+        raise UserError(
+            f"terms.license_texts: the text of {_name(first)} has to be passed on with the student, which others get "
+            f"(terms.party.distribution={decision.party.distribution}), and it lies beside none of the models"
+            f"{_address(first)}; save it to a file and add {first}: FILE there"
+            + (f", and likewise {', '.join(more)}" if more else "")
+        )
+    return Texts(files, tuple(sorted(missing)))
+
+
+def write_release(directory: Path, decision: Decision, student: str, texts: Texts) -> None:
+    """Write NOTICE, LICENSES/ and terms.json."""
     (directory / "terms.json").write_text(json.dumps(decision.public_record(), indent=2) + "\n", encoding="utf-8")
-    missing = _copy_licenses(directory / "LICENSES", decision)
-    (directory / "NOTICE").write_text(notice(decision, student, missing), encoding="utf-8")
-    return missing
+    for place, path in texts.files.items():
+        target = directory / "LICENSES" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (directory / "NOTICE").write_text(notice(decision, student, texts.missing), encoding="utf-8")
 
 
-def notice(decision: Decision, student: str, missing: list[str]) -> str:
+def notice(decision: Decision, student: str, missing: tuple[str, ...]) -> str:
     """The NOTICE file: what the student is made from, texts to be shown, and duties towards its users."""
     lines = [student, "", "Made from:"]
     for source in decision.sources:
@@ -76,27 +130,18 @@ def _asked(duty: Duty) -> str | None:
     return None
 
 
-def _copy_licenses(directory: Path, decision: Decision) -> list[str]:
-    """Copy the texts that lie with the sources, or are this project's own."""
-    missing = set()
-    revisions = {source.name: source.revision for source in decision.sources}
-    for duty in decision.duties:
-        if duty.obligation.type is not ObligationType.LICENSE_COPY or "data" in duty.obligation.applies_to:
-            continue
-        place = local_directory(duty.source, revisions.get(duty.source))
-        texts = [*license_texts(place)] if place else []
-        for path in texts:
-            _copy(path, directory / _file_name(duty.source), path.name)
-        if duty.license in OWN_TEXTS:
-            _copy(OWN_TEXTS[duty.license], directory, f"{duty.license}.txt")
-        elif not texts:
-            missing.add(duty.license)
-    return sorted(missing)
-
-
-def _copy(source: Path, directory: Path, name: str) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, directory / name)
+def _given_texts(given: Mapping[str, str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for name, file in given.items():
+        entries, path = load_policy().named(Kind.MODEL, name), Path(file).expanduser()
+        if not entries:
+            raise UserError(
+                f"terms.license_texts: {name} is no licence that the policy has; `stillhouse terms list` has their ids"
+            )
+        if not path.is_file():
+            raise UserError(f"terms.license_texts.{name}: there is no file {path}; give the licence's text")
+        files |= {f"{entry.id}/{path.name}": path for entry in entries}
+    return files
 
 
 def _file_name(source: str) -> str:

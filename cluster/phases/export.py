@@ -13,7 +13,7 @@ from cluster.bom_spdx import spdx_bom
 from cluster.cards import dataset_card, eu_training_content, model_card
 from cluster.context import RunContext
 from cluster.phases.train import student_job
-from cluster.release import write_release
+from cluster.release import Texts, find_texts, write_release
 from cluster.release_facts import ReleaseFacts, derive_data_license, derive_student_license
 from cluster.release_manifest import describe_file, list_files, write_manifest
 from cluster.report import build_costed_report
@@ -33,7 +33,7 @@ def export(ctx: RunContext) -> dict[str, Any]:
     """Copy the trained student with its notices, cards and manifest; done when the exported one says the same.
 
     Raises:
-        UserError: it is not trained, or a licence wants another name, or no longer allows it.
+        UserError: it is not trained, or a licence wants another name, or no longer allows it, or its text is missing.
     """
     job = student_job(ctx)
     result = load_result(job)
@@ -41,9 +41,10 @@ def export(ctx: RunContext) -> dict[str, Any]:
         raise UserError("the student is not trained yet; run `stillhouse train` with the same recipe first")
     with ctx.terms_work("release"):
         decision = gate_release(ctx.config, ctx.run_dir.read_json("manifest.json"))
+        texts = find_texts(decision, ctx.config.terms.license_texts)
     # Not of the day: deciding the same again is no reason to export again.
     decided = decision.model_copy(update={"decided_on": date.min}).model_dump_json() + student_name(ctx.config)
-    decided += ctx.config.terms.student_license or ""
+    decided += (ctx.config.terms.student_license or "") + json.dumps([texts.digests(), texts.missing])
     measured = json.dumps(ctx.run_dir.phase_record("evaluate"), sort_keys=True)
     made_of = {
         "job": job.fingerprint(),
@@ -55,7 +56,7 @@ def export(ctx: RunContext) -> dict[str, Any]:
         return record
     with ctx.terms_work("cards"):
         facts = _gather_facts(ctx, decision, job.fingerprint())
-    return ctx.finish("export", lambda: {**_export(ctx, result.hf_dir, facts), **made_of})
+    return ctx.finish("export", lambda: {**_export(ctx, result.hf_dir, facts, texts), **made_of})
 
 
 def _gather_facts(ctx: RunContext, decision: Decision, fingerprint: str) -> ReleaseFacts:
@@ -74,7 +75,7 @@ def _gather_facts(ctx: RunContext, decision: Decision, fingerprint: str) -> Rele
     )
 
 
-def _export(ctx: RunContext, trained: str, facts: ReleaseFacts) -> dict[str, Any]:
+def _export(ctx: RunContext, trained: str, facts: ReleaseFacts, texts: Texts) -> dict[str, Any]:
     filesystem, path = fsspec.url_to_fs(trained)
     with replaced_directory(ctx.run_dir.student_hf) as local:
         for source in filesystem.find(path):
@@ -82,12 +83,15 @@ def _export(ctx: RunContext, trained: str, facts: ReleaseFacts) -> dict[str, Any
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(source, str(target))
         with ctx.terms_work("release"):
-            missing = write_release(local, facts.decision, facts.name)
+            write_release(local, facts.decision, facts.name, texts)
         digest = _describe(ctx, local, facts)
     ctx.run_dir.write_text("README.md", dataset_card(facts))
     ctx.progress.say(f"export: {ctx.run_dir.student_hf}, MANIFEST.json with sha256 {digest}")
-    if missing:
-        ctx.progress.say(f"export: before you pass it on, add to LICENSES/ the text of {', '.join(missing)} (NOTICE)")
+    if texts.missing:
+        ctx.progress.say(
+            f"export: before you pass it on, give the text of {', '.join(texts.missing)} in terms.license_texts and "
+            "export again"
+        )
     return {"student": ctx.run_dir.student_hf, "manifest_sha256": digest}
 
 

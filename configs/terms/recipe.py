@@ -104,6 +104,9 @@ class TermsConfig(Section):
     """Decisions that a refused source may be used all the same."""
     student_name: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Name under which the student is exported; unset takes the run's. Some licences say how it begins."""
+    license_texts: dict[str, str] = Field(default_factory=dict)
+    """Files with licence texts to pass on with the student, by the policy's id or the SPDX identifier; for those that
+    do not lie beside a model on the machine that exports."""
     student_license: str | None = None
     """Licence that you give the student, where those of its sources leave the choice: an id of the policy, an SPDX
     identifier or a Hub tag. Unset takes the licence of its base; without one its card says that none was chosen."""

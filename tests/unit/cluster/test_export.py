@@ -180,6 +180,47 @@ def test_card_of_a_llama_shows_what_its_licence_wants_and_myname_is_refused(ctx:
         assert words in card.text
 
 
+def taught_by_gemma(**terms: Any) -> RunConfig:
+    return changed(
+        teacher={"model": "google/gemma-3-27b-it", "revision": "0" * 40},
+        terms={"party": {"distribution": "weights"}, **terms},
+    )
+
+
+def test_text_to_pass_on_that_is_nowhere_is_refused_until_the_recipe_gives_it(ctx: RunContext, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"terms.license_texts: the text of Gemma .* and add gemma-terms: FILE there$"):
+        make_trained_by(ctx, taught_by_gemma())
+    assert not Path(ctx.run_dir.student_hf).exists()
+    text = tmp_path / "gemma.txt"
+    text.write_text("the text of Gemma")
+    config = taught_by_gemma(license_texts={"Gemma-Terms": str(text)})
+    make_trained_by(ctx, config)
+    student = Path(ctx.run_dir.student_hf)
+    assert (student / "LICENSES" / "gemma-terms" / "gemma.txt").read_text() == "the text of Gemma"
+    assert "were not found" not in (student / "NOTICE").read_text()
+    assert find_fault(str(student)) is None
+    again = RunContext(config, ctx.run_dir, ctx.progress)
+    record = again.run_dir.phase_record("export")
+    assert export(again) == record
+    text.write_text("another text")
+    assert export(again) != record
+    assert (student / "LICENSES" / "gemma-terms" / "gemma.txt").read_text() == "another text"
+
+
+def test_licence_text_that_is_not_there_or_of_no_known_licence_is_refused(ctx: RunContext, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"terms.license_texts.gemma-terms: there is no file .*gemma.txt; give"):
+        make_trained_by(ctx, taught_by_gemma(license_texts={"gemma-terms": str(tmp_path / "gemma.txt")}))
+    with pytest.raises(UserError, match=r"terms.license_texts: mine is no licence that the policy has"):
+        make_trained_by(ctx, taught_by_gemma(license_texts={"mine": str(tmp_path / "gemma.txt")}))
+
+
+def test_student_that_nobody_else_gets_is_exported_with_a_note_on_missing_texts(ctx: RunContext) -> None:
+    make_trained_by(ctx, taught_by_gemma(party={"distribution": "none"}))
+    student = Path(ctx.run_dir.student_hf)
+    assert "were not found where this model was made:\n- Gemma" in (student / "NOTICE").read_text()
+    assert find_fault(str(student)) is None
+
+
 def make_trained_by(ctx: RunContext, config: RunConfig) -> None:
     """Export the same rows as those of another teacher and student."""
     Path(ctx.run_dir.uri("phases", "seal.json")).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from cluster.phases.seal import seal_dataset
 from cluster.phases.terms import check_terms
 from cluster.phases.train import train
 from cluster.progress import Progress
-from cluster.release import write_release
+from cluster.release import find_texts, write_release
 from cluster.terms import decide, gate_plan, gate_release, gate_training, recorded_sources
 from cluster.terms_sources import find_sources
 from configs.errors import UserError
@@ -357,7 +357,8 @@ def test_released_student_has_notice_licences_and_the_decision(tmp_path: Path) -
     config = config_of("google/gemma-3-27b-it", student={"model": student}, terms__student_name="Llama-Mine")
     decision = gate_release(config, {})
     (tmp_path / "hf").mkdir()
-    missing = write_release(tmp_path / "hf", decision, "Llama-Mine")
+    texts = find_texts(decision, {})
+    write_release(tmp_path / "hf", decision, "Llama-Mine", texts)
     notice = (tmp_path / "hf" / "NOTICE").read_text()
     for text in (
         "Llama-Mine\n",
@@ -368,7 +369,7 @@ def test_released_student_has_notice_licences_and_the_decision(tmp_path: Path) -
         "ai.google.dev/gemma/terms",
     ):
         assert text in notice
-    assert missing == ["gemma-terms"]
+    assert texts.missing == ("gemma-terms",)
     copies = [path for path in (tmp_path / "hf" / "LICENSES").rglob("*") if path.is_file()]
     assert [path.read_text() for path in copies] == ["the text of Llama"]
     assert json.loads((tmp_path / "hf" / "terms.json").read_text())["policy_digest"] == load_policy().digest
@@ -376,7 +377,10 @@ def test_released_student_has_notice_licences_and_the_decision(tmp_path: Path) -
 
 def test_student_of_an_apache_base_gets_the_licence_that_is_at_hand(tmp_path: Path) -> None:
     config = config_of("openai/gpt-oss-20b", student={"model": "Qwen/Qwen3-4B"})
-    assert write_release(tmp_path, gate_release(config, {}), "mine") == []
+    decision = gate_release(config, {})
+    texts = find_texts(decision, {})
+    assert texts.missing == ()
+    write_release(tmp_path, decision, "mine", texts)
     assert "Apache License" in (tmp_path / "LICENSES" / "apache-2.0.txt").read_text()
 
 
