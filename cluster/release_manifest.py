@@ -1,29 +1,22 @@
 """``MANIFEST.json`` of a released student, and the check of a directory against it: what differs, and where.
 
-Besides the digest of each file there are short ones of its parts, so that a difference is told to within a part, and
-two sums of a part's bytes, from which follows the very byte where it alone was changed: the bytes, and each times its
-place. Put back, it must give the part's digest, so what is told is certain.
+A byte that follows from the sums of a part must, put back, give the part's digest, so what is told is certain.
 """
 
 import hashlib
 import json
-import math
 import posixpath
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 
 from configs.errors import UserError
+from services.file_digest import COARSEST, describe_file, short_digest
 
 NAME = "MANIFEST.json"
 SIGNATURE = f"{NAME}.sig"  # of the manifest, so it is not in it
 SCHEMA = 2
-FINEST, COARSEST = 256, 2**20  # bytes of a part
-PARTS = 256  # of a file, at most, until parts are the coarsest
-PART_DIGITS = 16  # hex digits: parts only locate what the whole digest has found
 
 
 def write_manifest(directory: Path, about: dict[str, Any], described: dict[str, dict[str, Any]]) -> str:
@@ -48,7 +41,7 @@ def find_fault(directory: str) -> str | None:
     """
     try:
         return _find_fault(directory)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         return f"the manifest is not one that this program has written: {error}"
 
 
@@ -81,16 +74,6 @@ def list_files(directory: str) -> list[str]:
     return sorted(each.removeprefix(root) for each in filesystem.find(path))
 
 
-def part_bytes(size: int) -> int:
-    """How long the parts of a file are (bytes): a power of two that makes at most `PARTS` of it, within limits.
-
-    >>> part_bytes(10), part_bytes(100_000), part_bytes(5 * 10**9)
-    (256, 512, 1048576)
-    """
-    wanted = max(1, math.ceil(size / PARTS))
-    return min(COARSEST, max(FINEST, 1 << (wanted - 1).bit_length()))
-
-
 def _release_fault(directory: str, manifest: dict[str, Any]) -> str | None:
     if manifest.get("schema") != SCHEMA:
         return f"{NAME} is of schema {manifest.get('schema')!r}, and this program reads {SCHEMA}"
@@ -112,9 +95,14 @@ def _release_fault(directory: str, manifest: dict[str, Any]) -> str | None:
 def _data_fault(directory: str, sealed: dict[str, Any]) -> str | None:
     for file in sealed["files"]:
         path = f"completions/{file['path']}"
-        filesystem, full = fsspec.url_to_fs(posixpath.join(directory.rstrip("/"), path))
+        place = posixpath.join(directory.rstrip("/"), path)
+        filesystem, full = fsspec.url_to_fs(place)
         if not filesystem.exists(full):
             return f"{path} is missing"
+        if "parts" in file:
+            if difference := _difference(place, path, _with_lists(file)):
+                return difference
+            continue
         with filesystem.open(full, "rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != file["sha256"]:
@@ -122,14 +110,25 @@ def _data_fault(directory: str, sealed: dict[str, Any]) -> str | None:
     return None
 
 
+def _with_lists(sealed: dict[str, Any]) -> dict[str, Any]:
+    """A sealed file's parts as lists, which its manifest has as words of a line."""
+    sums = {key: [int(each) for each in sealed[key].split()] for key in ("sums", "place_sums")}
+    return {**sealed, **sums, "parts": sealed["parts"].split()}
+
+
 def _difference(full: str, path: str, recorded: dict[str, Any]) -> str | None:
     found = describe_file(full, recorded["part_bytes"])
     if found["sha256"] == recorded["sha256"]:
         return None
+    if found["bytes"] > recorded["bytes"] and _starts_as(full, recorded):
+        size = f"{recorded['bytes']:,}"
+        return f"{path} differs, first at byte {size} of {size}: it was appended to and has {found['bytes']:,} bytes"
     parts = zip(found["parts"], recorded["parts"], strict=False)  # of another length there are fewer or more
     number = next((place for place, (one, other) in enumerate(parts) if one != other), None)
+    if number is None and found["bytes"] < recorded["bytes"]:  # it ends where a part does
+        return f"{path} differs, first at byte {found['bytes']:,} of {recorded['bytes']:,}: it ends there"
     if number is None:
-        return f"{path} has {found['bytes']:,} bytes and not {recorded['bytes']:,}"
+        return f"{path} has sha256 {found['sha256']} and not {recorded['sha256']}"
     start = number * recorded["part_bytes"]
     if (byte := _changed_byte(full, number, found, recorded)) is not None:
         place, is_byte, was_byte = byte
@@ -157,35 +156,17 @@ def _changed_byte(
         return None
     now = part[place]
     part[place] -= change
-    return (place, now, part[place]) if _short_digest(part) == recorded["parts"][number] else None
+    return (place, now, part[place]) if short_digest(part) == recorded["parts"][number] else None
 
 
-def describe_file(full: str, length: int | None = None) -> dict[str, Any]:
-    """Size, SHA-256, and of the parts of a file, ``length`` bytes each, short digests and sums; unset: `part_bytes`."""
-    filesystem, path = fsspec.url_to_fs(full)
-    size = filesystem.size(path)
-    length = length or part_bytes(size)
-    whole = hashlib.sha256()
-    places = np.arange(length, dtype=np.uint64)
-    parts, sums, place_sums = [], [], []
-    for part in _read_parts(filesystem, path, length):
-        whole.update(part)
-        parts.append(_short_digest(part))
-        values = np.frombuffer(part, np.uint8)
-        sums.append(int(values.sum(dtype=np.uint64)))
-        place_sums.append(int(values @ places[: len(values)]))
-    digests = {"bytes": size, "sha256": whole.hexdigest(), "part_bytes": length}
-    return {**digests, "parts": parts, "sums": sums, "place_sums": place_sums}
-
-
-def _short_digest(part: bytes | bytearray) -> str:
-    return hashlib.sha256(part).hexdigest()[:PART_DIGITS]
-
-
-def _read_parts(filesystem: fsspec.AbstractFileSystem, path: str, length: int) -> Iterator[bytes]:
-    with filesystem.open(path, "rb") as file:
-        while part := file.read(length):
-            yield part
+def _starts_as(full: str, recorded: dict[str, Any]) -> bool:
+    """Whether a file's first bytes, as many as were recorded, are those that were."""
+    whole, left = hashlib.sha256(), recorded["bytes"]
+    with fsspec.open(full, "rb") as file:
+        while left > 0 and (chunk := file.read(min(left, COARSEST))):
+            whole.update(chunk)
+            left -= len(chunk)
+    return left == 0 and whole.hexdigest() == recorded["sha256"]
 
 
 def _read(directory: str, name: str) -> dict[str, Any] | None:
@@ -196,6 +177,8 @@ def _read(directory: str, name: str) -> dict[str, Any] | None:
         return None
     except ValueError:
         raise UserError(f"{name} in {directory} is not JSON, so nothing can be checked against it") from None
+    if not isinstance(content, dict):
+        raise TypeError(f"{name} has no keys")
     return content
 
 

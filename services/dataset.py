@@ -1,6 +1,5 @@
 """The completions table as a whole: its ledger, what is still pending, and the sealed version that training reads."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from deltalake import DeltaTable
 from configs.errors import UserError
 from configs.schema import ONLY_TEACHER
 from configs.table import LICENSED_COLUMNS, RowStatus
+from services.file_digest import describe_one_of_many
 from services.plan import read_shard
 from services.table import ShardFile, shard_files
 
@@ -39,11 +39,20 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class SealedFile:
-    """One file of the sealed version with its digest."""
+    """One file of the sealed version with its digests, which `services.file_digest.describe` made."""
 
     path: str
     num_rows: int
-    sha256: str
+    digests: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        return str(self.digests["sha256"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists as words of a line: a manifest of many files has a line for each element of a list."""
+        lines = {key: " ".join(map(str, self.digests[key])) for key in ("parts", "sums", "place_sums")}
+        return {"path": self.path, "num_rows": self.num_rows, **self.digests, **lines}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ class Seal:
         return {
             "version": self.version,
             "ledger": self.ledger.to_dict(),
-            "files": [asdict(each) for each in self.files],
+            "files": [each.to_dict() for each in self.files],
             "lineage": [each.to_dict() for each in self.lineage],
         }
 
@@ -166,10 +175,10 @@ def seal(
                 f"{completions_uri}: shard {planned.shard} ({planned.num_rows * samples_per_prompt} rows, "
                 f"{missing[:NAMED_IDS]} and so on) has not been made yet; run `stillhouse generate` again"
             )
-        digest, columns = _read_sealed(f"{completions_uri}/{file.path}", look)
+        digests, columns = _read_sealed(f"{completions_uri}/{file.path}", look)
         _check_ids(_ids(columns), wanted, samples_per_prompt, file)
         _count_lineage(columns, rows, accepted)
-        files.append(SealedFile(file.path, file.num_rows, digest))
+        files.append(SealedFile(file.path, file.num_rows, digests))
     planned_rows = sum(each.num_rows for each in plan) * samples_per_prompt
     ledger = _count(list(completed.values()), planned_rows)
     return Seal(table.version(), ledger, tuple(files), _in_order(rows, accepted))
@@ -182,16 +191,16 @@ def _count(files: list[ShardFile], planned_rows: int) -> Ledger:
     return Ledger(planned_rows, accepted, total - accepted - failed, failed)
 
 
-def _read_sealed(path: str, look: Callable[[pq.ParquetFile], None]) -> tuple[str, pa.Table]:
-    """A file's digest, and the columns that sealing looks at: ids, states, and what the policy decides on."""
+def _read_sealed(path: str, look: Callable[[pq.ParquetFile], None]) -> tuple[dict[str, Any], pa.Table]:
+    """A file's digests, and the columns that sealing looks at: ids, states, and what the policy decides on."""
     with fsspec.open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digests = describe_one_of_many(file)
         file.seek(0)
         parquet = pq.ParquetFile(file)
         known = [name for name in LICENSED_COLUMNS if name in parquet.schema_arrow.names]
         columns = parquet.read(columns=["prompt_id", "sample_index", "status", *known])
         look(parquet)
-        return digest, columns
+        return digests, columns
 
 
 def _ids(columns: pa.Table) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ from cluster.context import RunContext
 from cluster.phases.train import student_job
 from cluster.release import Texts, find_texts, write_release
 from cluster.release_facts import ReleaseFacts, derive_data_license, derive_student_license
-from cluster.release_manifest import describe_file, list_files, write_manifest
+from cluster.release_manifest import list_files, write_manifest
 from cluster.report import build_costed_report
 from cluster.run_dir import program_version
 from cluster.terms import gate_release, student_name
@@ -23,6 +23,7 @@ from configs.errors import UserError
 from configs.load import dump_run_config
 from configs.terms.policy import load_policy
 from configs.terms.records import Decision
+from services.file_digest import describe_file
 from training.output import load_result
 from training.storage import replaced_directory
 
@@ -122,7 +123,12 @@ def _write_manifest(directory: Path, facts: ReleaseFacts, described: dict[str, d
             "created": facts.created.isoformat(),
             "policy": {"version": facts.decision.policy_version, "sha256": facts.decision.policy_digest},
             "recipe": {"name": facts.config.name, "sha256": hashlib.sha256(config.encode()).hexdigest()},
-            "data": {key: facts.manifest[key] for key in ("version", "ledger", "files")},
+            "data": {
+                **{key: facts.manifest[key] for key in ("version", "ledger")},
+                "files": [
+                    {key: file[key] for key in ("path", "num_rows", "sha256")} for file in facts.manifest["files"]
+                ],
+            },
         },
         described,
     )

@@ -21,7 +21,7 @@ from cluster.context import RunContext
 from cluster.phases.export import export
 from cluster.progress import Progress
 from cluster.release_facts import derive_data_license, derive_student_license
-from cluster.release_manifest import find_fault, part_bytes
+from cluster.release_manifest import find_fault
 from cluster.terms import decide
 from configs.errors import UserError
 from configs.schema import RunConfig
@@ -344,11 +344,20 @@ def test_verify_names_files_that_are_missing_added_or_cut(student: Path) -> None
     (student / "more.txt").write_text("x")
     assert find_fault(str(student)) == "more.txt was added after the release"
     (student / "more.txt").unlink()
-    text = (student / "NOTICE").read_text()
-    (student / "NOTICE").write_text(text + "x")
-    assert "NOTICE differs, first in bytes 0 to" in (find_fault(str(student)) or "")
+    size = (student / "NOTICE").stat().st_size
+    with (student / "NOTICE").open("a") as file:
+        file.write("x")
+    appended = f"NOTICE differs, first at byte {size} of {size}: it was appended to and has {size + 1} bytes"
+    assert find_fault(str(student)) == appended
     (student / "NOTICE").unlink()
     assert find_fault(str(student)) == "NOTICE is missing"
+
+
+@pytest.mark.parametrize(("size", "told"), [(256, "differs, first at byte 256 of "), (300, "; it has 300 bytes")])
+def test_verify_says_where_a_file_was_cut(student: Path, size: int, told: str) -> None:
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    assert told in (find_fault(str(student)) or "")
 
 
 def test_verify_of_a_run_names_the_shard_that_differs(ctx: RunContext, student: Path) -> None:
@@ -356,7 +365,25 @@ def test_verify_of_a_run_names_the_shard_that_differs(ctx: RunContext, student: 
     assert find_fault(root) is None
     shard = f"completions/{ctx.run_dir.read_json('manifest.json')['files'][0]['path']}"
     spoil(Path(root, shard), 10)
+    assert (find_fault(root) or "").startswith(f"{shard} differs, first at byte 10 of ")
+    sealed = ctx.run_dir.read_json("manifest.json")
+    for file in sealed["files"]:
+        for key in ("bytes", "part_bytes", "parts", "sums", "place_sums"):
+            del file[key]
+    ctx.run_dir.write_json("manifest.json", sealed)  # as it was before parts were recorded
     assert (find_fault(root) or "").startswith(f"{shard} is not the shard that was sealed")
+    spoil(Path(root, shard), 10)
+    assert find_fault(root) is None
+
+
+def test_verify_of_a_run_says_that_a_shard_was_appended_to(ctx: RunContext, student: Path) -> None:
+    path = ctx.run_dir.read_json("manifest.json")["files"][0]["path"]
+    shard = Path(ctx.run_dir.uri("completions", path))
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes() + b"more")
+    assert find_fault(str(ctx.run_dir.root)) == (
+        f"completions/{path} differs, first at byte {size:,} of {size:,}: it was appended to and has {size + 4:,} bytes"
+    )
 
 
 def test_verify_compares_the_manifest_itself_with_a_digest(
@@ -368,8 +395,9 @@ def test_verify_compares_the_manifest_itself_with_a_digest(
     assert f"MANIFEST.json has sha256 {digest}" in capsys.readouterr().err
 
 
-def test_verify_of_a_foreign_manifest_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "MANIFEST.json").write_text('{"schema": 2}')
+@pytest.mark.parametrize("text", ['{"schema": 2}', "[]", "null", '{"schema": 2, "files": [1]}'])
+def test_verify_of_a_foreign_manifest_says_so(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "MANIFEST.json").write_text(text)
     assert run_command(["verify", str(tmp_path)]) == 1
     assert "not one that this program has written" in capsys.readouterr().err
     (tmp_path / "MANIFEST.json").write_text('{"schema": 1}')
@@ -381,11 +409,6 @@ def test_verify_without_a_manifest_says_what_to_give(tmp_path: Path, capsys: pyt
     assert "has no MANIFEST.json" in capsys.readouterr().err
     assert run_command(["verify", "--help"]) == 0
     assert "stillhouse verify" in capsys.readouterr().out.split("Example:")[1]
-
-
-@pytest.mark.parametrize(("size", "length"), [(0, 256), (65_536, 256), (65_537, 512), (2**28, 2**20), (10**12, 2**20)])
-def test_parts_are_as_fine_as_a_manifest_can_hold(size: int, length: int) -> None:
-    assert part_bytes(size) == length
 
 
 def test_cards_and_bills_of_materials_name_the_mark_in_the_teachers_answers() -> None:
