@@ -50,7 +50,9 @@ def cyclonedx_bom(facts: ReleaseFacts, weights: dict[str, str]) -> str:
             for path, digest in weights.items()
         ],
     }
-    sources = [_component(number, source) for number, source in enumerate(facts.decision.sources)]
+    sources = list(enumerate(facts.decision.sources))
+    components = [_component(number, source) for number, source in sources if source.role is not Role.SERVICE]
+    services = [_described(number, source) for number, source in sources if source.role is Role.SERVICE]
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -62,7 +64,8 @@ def cyclonedx_bom(facts: ReleaseFacts, weights: dict[str, str]) -> str:
             "tools": {"components": [{"type": "application", "name": facts.program}]},
             "component": student,
         },
-        "components": [data, *sources],
+        "components": [data, *components],
+        **({"services": services} if services else {}),
         "dependencies": [
             {"ref": "student", "dependsOn": ["data", *_references(facts, of_student=True)]},
             {"ref": "data", "dependsOn": _references(facts, of_student=False)},
@@ -72,23 +75,29 @@ def cyclonedx_bom(facts: ReleaseFacts, weights: dict[str, str]) -> str:
 
 
 def _component(number: int, source: Source) -> dict[str, Any]:
-    component: dict[str, Any] = {
-        "bom-ref": f"source-{number}",
+    component = {
         "type": "data" if source.role is Role.PROMPTS else "machine-learning-model",
-        "name": public_name(source),
-        "description": source_words(source),
+        **_described(number, source),
     }
     if source.revision is not None:
         component["version"] = source.revision
+    if source.role is not Role.PROMPTS and is_repository(source.name):
+        component["externalReferences"] = [{"type": "distribution", "url": HUB + source.name}]
+    return component
+
+
+def _described(number: int, source: Source) -> dict[str, Any]:
+    """What components and services have in common; of a service it is all there is to say."""
     entries = known_entries(source, load_policy())
     licenses = [
         {"license": {"name": entry.name, **({"url": entry.url} if entry.url else {})}} for entry in entries if entry
     ]
-    if licenses:
-        component["licenses"] = licenses
-    if source.role is not Role.PROMPTS and is_repository(source.name):
-        component["externalReferences"] = [{"type": "distribution", "url": HUB + source.name}]
-    return component
+    return {
+        "bom-ref": f"source-{number}",
+        "name": public_name(source),
+        "description": source_words(source),
+        **({"licenses": licenses} if licenses else {}),
+    }
 
 
 def _references(facts: ReleaseFacts, *, of_student: bool) -> list[str]:

@@ -268,6 +268,18 @@ def test_cyclonedx_bom_is_accepted_by_its_own_validator(student: Path) -> None:
     assert [each["name"] for each in model["components"]] == ["model.safetensors"]
 
 
+def test_cyclonedx_bom_has_a_service_among_the_services(ctx: RunContext) -> None:
+    make_trained_by(ctx, changed(terms={"services": [{"provider": "deepseek"}]}))
+    text = Path(ctx.run_dir.student_hf, "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bom = json.loads(text)
+    [service] = bom["services"]
+    assert service["name"] == "deepseek"
+    assert "DeepSeek" in service["licenses"][0]["license"]["name"]
+    assert "deepseek" not in [each["name"] for each in bom["components"]]
+    assert service["bom-ref"] in next(each["dependsOn"] for each in bom["dependencies"] if each["ref"] == "data")
+
+
 def test_eu_section_names_teachers_and_their_provider(student: Path) -> None:
     text = (student / "EU_TRAINING_CONTENT.md").read_text()
     for words in ("section 2.5", "model distillation", "the home-made teacher", "the maker of this model"):
