@@ -64,16 +64,17 @@ def build_ingress(ctx: "RunContext", config: GatewayConfig) -> "Callable[[serve.
     from services.gateway.deployment import build_gateway, start_admission
 
     run = ctx.config
-    spec = admission_spec(run)
+    spec, teacher = admission_spec(run), run.pool[run.main_teacher]
     actor = start_admission(spec, run.name)
     http = GatewaySpec(
         config=config,
         model=run.name,
-        template_kwargs=run.pool[run.main_teacher].chat_template_kwargs,
+        template_kwargs=teacher.chat_template_kwargs,
         request_deadline_s=run.deadlines.request,
         terms=spec.terms,
+        watermark=teacher.watermark,
     )
-    return lambda teacher: build_gateway(http, actor, teacher)
+    return lambda application: build_gateway(http, actor, application)
 
 
 def _read_terms(gateway: GatewayConfig) -> str | None:

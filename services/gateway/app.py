@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from configs.gateway import GatewayConfig
+from configs.watermark import WatermarkKind, WatermarkScheme
 from services.gateway.admission import Grant, Visit
 from services.gateway.refusals import Refusal
 from services.gateway.regions import find_origin
@@ -22,6 +24,7 @@ from services.gateway.usage import UsageCount
 from services.requester import Fault, classify
 
 BUSY_RETRY_S = 5
+SEEDS = 1 << 31
 STRIPPED_HEADER = "X-Stripped-Parameters"
 COMPLETED, CANCELLED, REFUSED, FAULT = "completed", "cancelled", "refused_by_teacher", "teacher_fault"
 
@@ -48,13 +51,17 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GatewaySpec:
-    """What the HTTP side needs to know; ``template_kwargs`` are the recipe's, which no client may choose."""
+    """What the HTTP side needs to know; ``template_kwargs`` are the recipe's, which no client may choose.
+
+    ``watermark`` is how the teacher marks what it draws, None where it does not.
+    """
 
     config: GatewayConfig
     model: str
     template_kwargs: dict[str, Any]
     request_deadline_s: float
     terms: str | None = None
+    watermark: WatermarkScheme | None = None
 
 
 def build_app(spec: GatewaySpec, doorkeeper: Doorkeeper, teacher: Answerer) -> Starlette:
@@ -127,6 +134,11 @@ class _Gateway:
         if (refusal := await self._doorkeeper.admit(secret, visit)) is not None:
             return _refused(refusal)
         body = dict(asked.body)
+        if (mark := self._spec.watermark) is not None:
+            if (refusal := _check_samples(asked.n, mark)) is not None:
+                return _refused(refusal)
+            # Rows without a seed all have the first channel; samples of a request have seeds in a row from this one.
+            body.setdefault("seed", secrets.randbelow(SEEDS))
         if asked.path == CHAT and self._spec.template_kwargs:
             body["chat_template_kwargs"] = self._spec.template_kwargs
         prompt_tokens = await self._count_prompt(asked.path, body)
@@ -267,6 +279,17 @@ def _to_event(piece: dict[str, Any], include_usage: bool) -> str | None:
             return None
         piece = piece if is_total else {key: value for key, value in piece.items() if key != "usage"}
     return f"data: {json.dumps(piece, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _check_samples(n: int, mark: WatermarkScheme) -> Refusal | None:
+    """The key draws the tokens of a channel, so two samples of a prompt in one channel would become alike."""
+    if mark.kind is not WatermarkKind.GUMBEL or n <= mark.channels:
+        return None
+    message = (
+        f"n may be at most {mark.channels} here, not {n}: answers are marked in as many channels "
+        "(teacher.watermark.channels), and more samples of a prompt would become alike"
+    )
+    return Refusal(400, "above_cap", message, "n")
 
 
 def _card(model: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from configs.gateway import GatewayConfig
+from configs.watermark import WatermarkScheme
 from services.gateway.admission import KEYS_FILE, Admission, AdmissionSpec, Visit
 from services.gateway.app import GatewaySpec, build_app
 from services.gateway.audit import default_anchor
@@ -149,12 +150,13 @@ def served(
     terms: str | None = None,
     clock: Clock | None = None,
     deadline_s: float = 30.0,
+    watermark: WatermarkScheme | None = None,
 ) -> Iterator[tuple[str, EchoAnswerer, Admission]]:
     """Over HTTP on a free port of loopback; yields the address, the echo and the admission."""
     clock = clock or Clock()
     admission = Admission(make_spec(directory, config, terms), clock=clock.monotonic, now=clock.now)
     teacher = EchoAnswerer()
-    spec = GatewaySpec(config, MODEL, {}, deadline_s, terms)
+    spec = GatewaySpec(config, MODEL, {}, deadline_s, terms, watermark)
     server = uvicorn.Server(uvicorn.Config(build_app(spec, InProcess(admission), teacher), log_level="critical"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

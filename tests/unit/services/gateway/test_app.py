@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from configs.gateway import CapsConfig, GatewayConfig, KeyLimitsConfig, RegionsConfig
+from configs.watermark import WatermarkKind, WatermarkScheme
 from services.gateway.admission import KEYS_FILE, LEDGER_FILE, Admission
 from services.gateway.app import GatewaySpec, build_app
 from services.gateway.audit import LOG_FILE
@@ -225,6 +226,30 @@ def test_client_who_leaves_while_tokens_are_reserved_gets_them_back(directory: P
     assert reserved_tokens(directory) == 0
     assert teacher.bodies == []
     admission.close()
+
+
+def test_requests_to_a_marking_teacher_have_seeds_of_their_own(directory: Path) -> None:
+    secret = add_key(directory)
+    with served(directory, GatewayConfig(), watermark=WatermarkScheme(channels=2)) as (address, teacher, _):
+        for given in ({}, {"seed": None}, {}, {"seed": 7}):
+            client(address, secret).chat.completions.create(**ASK, n=2, **given)
+    *drawn, kept = [each["seed"] for each in teacher.bodies]
+    assert len(set(drawn)) == 3
+    assert kept == 7
+
+
+def test_more_samples_than_a_teacher_can_mark_apart_are_refused(directory: Path) -> None:
+    secret = add_key(directory)
+    marks = {kind: WatermarkScheme(kind=kind, channels=2) for kind in WatermarkKind}
+    with (
+        served(directory, GatewayConfig(), watermark=marks[WatermarkKind.GUMBEL]) as (address, teacher, _),
+        pytest.raises(openai.BadRequestError, match=r"n may be at most 2 .*watermark\.channels") as caught,
+    ):
+        client(address, secret).chat.completions.create(**ASK, n=3)
+    assert caught.value.param == "n"
+    assert teacher.bodies == []
+    with served(directory, GatewayConfig(), watermark=marks[WatermarkKind.GREEN_LIST]) as (address, _, _):
+        assert len(client(address, secret).chat.completions.create(**ASK, n=3).choices) == 3
 
 
 def test_parameters_that_are_not_for_clients_are_stripped_and_named(directory: Path) -> None:
