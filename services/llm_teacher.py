@@ -34,6 +34,8 @@ class AsyncTeacher(LLMServer):
         if binding is not None:
             check_binding(binding)
         await super().__init__(*args, **kwargs)
+        # Ray looks for it by the name that it had before vLLM 0.29; without it nobody can count a prompt's tokens.
+        self.engine._oai_serving_tokenization = self.engine._app_state.serving_tokenization
         self._meter = Meter(time.monotonic() - started)
 
     async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:

@@ -150,8 +150,6 @@ class Admission:
             return  # of an earlier process, and charged in full
         entry, key_id = self._open.pop(grant.reservation)
         entry.amount = tokens
-        self._record("requests", 1, {"outcome": outcome})
-        self._record("tokens", tokens, {"outcome": outcome})
         self._log(
             "settled",
             key_id=key_id,
@@ -160,6 +158,8 @@ class Admission:
             outcome=outcome,
             completion_sha256=completion_sha256,
         )
+        self._record("requests", 1, {"outcome": outcome})
+        self._record("tokens", tokens, {"outcome": outcome})
 
     def accept_terms(self, secret: str | None, visit: Visit, terms_sha256: str) -> Refusal | None:
         """The holder of a key accepts the terms whose digest this is."""

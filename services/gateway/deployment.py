@@ -36,7 +36,8 @@ class AdmissionActor:
         return getattr(self._admission, method)(*arguments)
 
     def _count(self, name: str, value: float, tags: Mapping[str, str]) -> None:
-        self._counters[name].inc(value, {"run": self._run, **tags})
+        if value > 0:  # Ray's counters refuse to be told of nothing
+            self._counters[name].inc(value, {"run": self._run, **tags})
 
 
 class RemoteAdmission:

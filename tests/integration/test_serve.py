@@ -1,15 +1,71 @@
-"""The teacher behind vLLM's own endpoint, as `stillhouse serve` puts it there for a recipe without a gateway."""
+"""The teacher that `stillhouse serve` puts before people: on the real engine, behind the gateway and without one."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import openai
 import pytest
 
-from tests.integration.program import ROOT, end_session, environment
+from services.watermark.key import WatermarkKey
+from tests.integration.program import ROOT, end_session, environment, start, stillhouse, write_lines, write_recipe
+from tests.unit.services.gateway.gateway import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+
+VARIABLE, SECRET = "TEST_WATERMARK_KEY", "the secret of a served mark, 32 letters or more"
+READY_S = 100
+
+
+@pytest.mark.slow  # a minute on two cores
+def test_marked_teacher_behind_the_gateway_answers_and_is_counted(
+    tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, SECRET)
+    mark = {"key_env": VARIABLE, "key_id": WatermarkKey.of(SECRET).key_id, "channels": 2, "context_tokens": 1}
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        teacher={"model": str(qwen3), "engine": {"dtype": "float32", "max_model_len": 64}, "watermark": mark},
+        prompts={"source": str(write_lines(tmp_path / "prompts.jsonl", [{"prompt": "1+1="}]))},
+        sampling={"temperature": 1.0, "max_tokens": 8},
+        student={"model": str(qwen3)},
+        gateway={},
+    )
+    secret, port = stillhouse("gateway", "add-key", str(recipe), "ada").out.strip(), free_port()
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=secret, max_retries=0)
+    asked = {"model": "test", "messages": [{"role": "user", "content": "1+1="}], "max_tokens": 30, "temperature": 1.0}
+    with start("serve", str(recipe), "--port", str(port)) as process:
+        try:
+            wait_until_served(client, process)
+            answers = [client.chat.completions.create(**asked, n=2) for _ in range(2)]
+            with pytest.raises(openai.BadRequestError, match=r"n may be at most 2 .*watermark\.channels"):
+                client.chat.completions.create(**asked, n=3)
+            with pytest.raises(openai.BadRequestError):  # the engine's own: the prompt does not fit
+                client.chat.completions.create(**{**asked, "messages": [{"role": "user", "content": "1" * 70}]})
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            end_session(process.pid)
+    assert [(len(answer.choices), answer.usage.prompt_tokens) for answer in answers] == [(2, 5), (2, 5)]
+    used = sum(answer.usage.total_tokens for answer in answers)
+    assert f"{used:,} tokens used, 0 reserved" in stillhouse("gateway", "list-keys", str(recipe)).out
+    assert stillhouse("gateway", "verify-log", str(tmp_path / "run" / "gateway")).code == 0
+
+
+def wait_until_served(client: openai.OpenAI, process: "subprocess.Popen[str]") -> None:
+    give_up_at = time.monotonic() + READY_S
+    while True:
+        try:
+            client.models.list()
+        except (openai.APIConnectionError, openai.NotFoundError, openai.InternalServerError):
+            assert process.poll() is None
+            assert time.monotonic() < give_up_at
+            time.sleep(0.5)
+        else:
+            return
 
 
 def serve_another_licence(directory: str, model: str) -> None:
