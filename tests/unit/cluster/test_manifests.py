@@ -145,6 +145,15 @@ def test_gpu_groups_offer_what_the_recipe_asks_for() -> None:
         assert container["resources"]["limits"]["nvidia.com/gpu"] >= recipe.teacher.engine.tensor_parallel_size
 
 
+def test_gpu_pods_drain_for_as_long_as_they_have_to_end() -> None:
+    [spec] = ray_specs(documents_of("overlays/job"))
+    for group in spec["workerGroupSpecs"][1:]:
+        pod = group["template"]["spec"]
+        environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+        drain_s = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] or 0)
+        assert 0 < pod["terminationGracePeriodSeconds"] - drain_s <= 30, group["groupName"]
+
+
 def test_job_runs_a_command_that_resumes_and_has_an_end() -> None:
     [job] = by_kind(documents_of("overlays/job"), "RayJob")
     spec = job["spec"]
