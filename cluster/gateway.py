@@ -8,10 +8,9 @@ from cluster.run_dir import RunDir
 from configs.errors import UserError
 from configs.gateway import GatewayConfig
 from configs.schema import RunConfig
-from services.gateway.admission import KEYS_FILE, LEDGER_FILE, AdmissionSpec
+from services.gateway.admission import KEYS_FILE, AdmissionSpec, read_ledgered
 from services.gateway.audit import LOG_FILE, check_log, default_anchor
 from services.gateway.keys import KeyFile
-from services.gateway.ledger import read_audited
 
 if TYPE_CHECKING:
     from ray import serve
@@ -55,7 +54,7 @@ def check_gateway(config: RunConfig) -> None:
         raise UserError(
             f"there is no key in {directory / KEYS_FILE}; make one with `stillhouse gateway add-key RECIPE NAME`"
         )
-    check_log(directory / LOG_FILE, Path(spec.anchor), read_audited(directory / LEDGER_FILE))
+    check_log(directory / LOG_FILE, Path(spec.anchor), read_ledgered(directory))
 
 
 def build_ingress(ctx: "RunContext", config: GatewayConfig) -> "Callable[[serve.Application], serve.Application]":

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from configs.gateway import GatewayConfig, SignalAction
-from services.gateway.audit import LOG_FILE, AuditLog
+from services.gateway.audit import LOG_FILE, Anchor, AuditLog
 from services.gateway.keys import Key, KeyFile, to_text
 from services.gateway.ledger import Ledger, read_audited
 from services.gateway.rates import MINUTE_S, Entry, MinuteWindow
@@ -87,12 +88,12 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Raises `UserError` when the audit log does not hold."""
+        """Raises `UserError` when the audit log does not hold, or the ledger is gone."""
         directory = Path(spec.directory)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spec, self._config = spec, spec.config
         self._record, self._clock, self._now = record, clock, now
-        self._audit = AuditLog(directory / LOG_FILE, Path(spec.anchor), read_audited(directory / LEDGER_FILE))
+        self._audit = AuditLog(directory / LOG_FILE, Path(spec.anchor), read_ledgered(directory))
         self._keys = KeyFile(directory / KEYS_FILE)
         self._ledger = Ledger(directory / LEDGER_FILE)
         self._signals = SignalWindow(self._config.signals)
@@ -236,6 +237,21 @@ class Admission:
             del of_visit["origin"], of_visit["prompt"]
         self._audit.append({"at": to_text(self._now()), "event": event, **of_key, **of_visit, **facts})
         self._ledger.note_audited(self._audit.last)
+
+
+def read_ledgered(directory: Path) -> Anchor | None:
+    """Where the ledger of a gateway's directory says that the audit log ends; None when nothing was logged yet.
+
+    Raises:
+        UserError: the ledger is gone while the log is there, so every quota would begin anew; or it cannot be read.
+    """
+    ledger, log = directory / LEDGER_FILE, directory / LOG_FILE
+    if not ledger.exists() and log.exists() and log.stat().st_size > 0:
+        raise UserError(
+            f"the ledger {ledger} is gone, and {log.name} beside it is not, so keys would have their quotas anew; "
+            "put it back from a copy, or give the gateway another gateway.directory"
+        )
+    return read_audited(ledger)
 
 
 def _unknown(secret: str | None, key: Key | None) -> Refusal:

@@ -107,6 +107,18 @@ def test_log_that_is_gone_with_its_anchor_is_missed_by_every_command(
         check_gateway(config)
 
 
+def test_ledger_that_is_gone_gives_nobody_the_quota_anew(recipe: str, tmp_path: Path) -> None:
+    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
+    add_key(directory)
+    Admission(admission_spec(config)).close()
+    for file in directory.glob("ledger.sqlite*"):
+        file.unlink()
+    for start in (lambda: check_gateway(config), lambda: Admission(admission_spec(config))):
+        with pytest.raises(UserError, match=r"the ledger .*ledger\.sqlite is gone, .* put it back from a copy"):
+            start()
+    assert not (directory / "ledger.sqlite").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "needle"),
     [
