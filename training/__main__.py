@@ -42,15 +42,22 @@ def listen_for_sigterm() -> threading.Event:
     return noticed
 
 
+def _read_job(path: Path) -> TrainJob:
+    try:
+        return TrainJob.from_json(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a job that this program has written: {type(error).__name__}: {error}") from None
+
+
 def main() -> int:
     """Run the job named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("job", type=Path, help="a TrainJob as JSON")
     path = parser.parse_args().job
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    job = TrainJob.from_json(path.read_text())
-    noticed = listen_for_sigterm()
     try:
+        job = _read_job(path)
+        noticed = listen_for_sigterm()
         with joined_world(job.device) as world:
             result = train(job, _print_step, world, noticed.is_set)
             if world.rank == 0:

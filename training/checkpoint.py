@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -117,6 +118,8 @@ class CheckpointStore:
             expected = manifest["files"]
             if self._digest_files(uri, sorted(expected)) != expected:
                 logger.warning("checkpoint %s is damaged, falling back to the one before", uri)
+                # Else it would be one of those that are kept, and a good one removed for it.
+                self._on_first_rank(partial(storage.remove_tree, storage.join(uri, _MANIFEST)))
                 continue
             state = _state_of(model, optimizer)
             with _ordinary_errors():
@@ -182,9 +185,19 @@ class CheckpointStore:
 
     def _complete(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in reversed(storage.list_names(self._uri())):
-            manifest = storage.read_json(self._uri(name, _MANIFEST))
-            if manifest is not None:
+            if (manifest := self._read_manifest(name)) is not None:
                 yield name, manifest
+
+    def _read_manifest(self, name: str) -> dict[str, Any] | None:
+        """None where there is none, or what is there is not one: after a power cut it may be empty."""
+        try:
+            manifest = storage.read_json(self._uri(name, _MANIFEST))
+            if manifest is None:
+                return None
+            return {"files": dict(manifest["files"]), "progress": asdict(Progress(**manifest["progress"]))}
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("checkpoint %s does not count, as its %s cannot be read: %s", name, _MANIFEST, error)
+            return None
 
     def _prune(self) -> None:
         kept = [name for name, _ in self._complete()][: self._keep]

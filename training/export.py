@@ -5,6 +5,7 @@ shard and the tensors of one layer, whatever the size of the model.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -25,6 +26,8 @@ from training.job import TrainJob
 from training.loss import StudentWithLoss
 from training.model import find_decoder_layers
 from training.parallel import World
+
+logger = logging.getLogger(__name__)
 
 # Hugging Face's usual shard size: small enough to download in parts.
 _MAX_SHARD_BYTES = 5 * 10**9
@@ -139,6 +142,22 @@ def _gather(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
+def _save_generation_config(config: GenerationConfig, directory: Path) -> None:
+    """Write what can be written of it: checkpoints were published with settings that transformers now refuses to.
+
+    Most often those are a temperature or top-p without ``do_sample``, without which they mean nothing.
+    """
+    try:
+        config.save_pretrained(directory)
+        return
+    except ValueError:
+        config.do_sample = True
+    try:
+        config.save_pretrained(directory)
+    except ValueError as error:
+        logger.warning("generation_config.json is left out, as transformers refuses it: %s", error)
+
+
 def _save_description(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path
 ) -> None:
@@ -148,7 +167,7 @@ def _save_description(
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 renames the class that it wraps
     config.save_pretrained(directory)
     if model.can_generate():
-        model.generation_config.save_pretrained(directory)
+        _save_generation_config(model.generation_config, directory)
     if model.is_remote_code():
         custom_object_save(model, directory, config=config)
     tokenizer.save_pretrained(directory)

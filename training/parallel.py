@@ -28,7 +28,7 @@ from training.tensor_parallel import LayerPlan, cut_layer
 _MIN_GROUP_PARAMETERS = 1_000_000
 
 # Rank 0 may tokenise or upload for long while the others wait in a collective.
-_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
+COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 
 # torch looks at it when it first allocates something large on a CPU: it then asks for pages of 2 MiB where the kernel
 # leaves that to programs, so that what comes and goes with each step costs few page faults.
@@ -133,7 +133,7 @@ def joined_world(device: JobDevice) -> Iterator[World]:
     under_torchrun = not has_group and int(os.environ.get("WORLD_SIZE", "1")) > 1
     torch_device = _local_device(device)
     if under_torchrun:
-        dist.init_process_group(_backend(device), timeout=_COLLECTIVE_TIMEOUT)
+        dist.init_process_group(_backend(device), timeout=COLLECTIVE_TIMEOUT)
     try:
         rank, size = (dist.get_rank(), dist.get_world_size()) if has_group or under_torchrun else (0, 1)
         if device is JobDevice.CPU:

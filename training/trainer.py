@@ -30,6 +30,7 @@ from training import storage
 from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.metrics import following_metrics
 from training.output import load_result
+from training.parallel import COLLECTIVE_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]
         _run_worker,
         train_loop_config={"jobs": [job.to_json() for job in jobs]},
         group_size=math.lcm(*(job.training.tensor_parallel_size for job in jobs)),
-        torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo"),
+        torch_config=TorchConfig("nccl" if is_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=first.training.num_workers,
             use_gpu=is_gpu,

@@ -92,6 +92,21 @@ def test_export_in_shards_equals_save_pretrained_of_the_whole_bit_by_bit(tmp_pat
     assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "written"),
+    [({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}), ({"early_stopping": True, "num_beams": 1}, None)],
+)
+def test_export_of_generation_settings_that_transformers_refuses_to_write(
+    tmp_path: Path, settings: dict[str, object], written: dict[str, object] | None
+) -> None:
+    job = make_job(tmp_path, num_rows=2)
+    student = build_student(job)
+    student.model.generation_config.update(**settings)
+    file = export(student, job, max_shard_bytes=8_000) / "generation_config.json"
+    assert file.exists() == (written is not None)
+    assert written is None or written.items() <= json.loads(file.read_text()).items()
+
+
 def test_export_holds_a_shard_and_a_layer_however_large_the_model_is(tmp_path: Path) -> None:
     sizes = {}
     for num_layers in (4, 16):

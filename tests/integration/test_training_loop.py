@@ -129,6 +129,27 @@ def test_train_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -
     assert (again.final_loss, curve(job)) == (result.final_loss, expected)
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"files": {}}', '{"files": {}, "progress": {"steps": 1}}'])
+def test_train_checkpoint_whose_manifest_is_damaged_falls_back_to_the_one_before(tmp_path: Path, content: str) -> None:
+    job = make_job(tmp_path)
+    result = run(job)
+    Path(job.output_dir, "result.json").unlink()
+    Path(job.output_dir, "checkpoints", "step-00000012", "complete.json").write_text(content)
+    steps: list[int] = []
+    assert run(job, lambda metrics: steps.append(metrics.step)).final_loss == result.final_loss
+    assert steps == [11, 12]
+
+
+def test_train_damaged_checkpoint_is_none_of_those_that_are_kept(tmp_path: Path) -> None:
+    job = make_job(tmp_path, keep_checkpoints=1)
+    run_until(job, 7)
+    [newest] = Path(job.output_dir, "checkpoints").iterdir()
+    next(newest.glob("*.distcp")).write_bytes(b"")
+    newest.rename(newest.with_name("step-00000011"))  # ahead of what is written from now on
+    run_until(job, 7)
+    assert [path.name for path in Path(job.output_dir, "checkpoints").iterdir()] == ["step-00000005"]
+
+
 def test_train_checkpoint_without_manifest_does_not_count(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     run_until(job, 7)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import OptimizerConfig, TrainingConfig
+from training.__main__ import main
 from training.job import DataFile, JobDevice, TrainJob, Transfer
 
 JOB = TrainJob(
@@ -65,3 +66,15 @@ def test_training_job_import_loads_neither_torch_nor_ray() -> None:
     code = "import sys, training.job; sys.exit(bool({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+def test_program_refuses_what_is_no_job(
+    tmp_path: Path, content: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["training", str(path)])
+    assert main() == 2
+    assert f"error: {path} is not a job that this program has written: " in capsys.readouterr().err
