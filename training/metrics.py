@@ -1,6 +1,7 @@
 """The metrics of a job: written by rank 0 as training goes, read by whoever follows ``metrics.jsonl``."""
 
 import json
+import logging
 import resource
 import threading
 import time
@@ -18,6 +19,8 @@ from training.job import StepMetrics, TrainJob
 from training.trackers import open_tracker
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _END: Final = object()
 
@@ -93,11 +96,17 @@ def following_metrics(
 
     def follow() -> None:
         num_seen = [0] * len(output_dirs)
-        is_last = False
+        is_last, problem = False, ""
         while not is_last:
             is_last = done.wait(every_s)
             for i, output_dir in enumerate(output_dirs):
-                num_seen[i] = follow_metrics(output_dir, num_seen[i], partial(on_metrics, i))
+                try:
+                    num_seen[i] = follow_metrics(output_dir, num_seen[i], partial(on_metrics, i))
+                except Exception as error:  # a storage may not answer once; progress goes on with the next look
+                    if problem != (problem := repr(error)):
+                        logger.warning(
+                            "metrics in %s could not be followed, and are tried again: %s", output_dir, problem
+                        )
 
     thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
     thread.start()

@@ -235,10 +235,14 @@ def _stopping(jobs: list[TrainJob], should_stop: Callable[[], bool]) -> Iterator
 
     def ask() -> None:
         while not done.wait(_ASK_TO_STOP_SECONDS):
-            if should_stop():
-                told.set()
-                file.write()
-                return
+            try:
+                if should_stop():
+                    told.set()
+                    file.write()
+                    return
+            except Exception:  # of a storage or a cluster that does not answer once; a budget must outlive that
+                logger.warning("whether training is to stop could not be asked or told; tried again", exc_info=True)
+                done.wait(_LOOK_FOR_STOP_SECONDS)
 
     thread = threading.Thread(target=ask, name="training-stop", daemon=True)
     thread.start()

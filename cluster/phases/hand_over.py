@@ -43,6 +43,11 @@ def _hand_over(ctx: RunContext) -> dict[str, Any]:
     return {"waited_for": held_at_first, "free": describe_free(ray.available_resources())}
 
 
+def is_replicas_group(group: str, app: str) -> bool:
+    """Whether a placement group has the name that Serve gives those of an application's replicas."""
+    return group.startswith(f"SERVE_REPLICA::{app}#")
+
+
 def _held_by(names: list[str]) -> list[str]:
     """What the applications still hold, in words."""
     return [held for name in names for held in _held_by_one(name)]
@@ -61,6 +66,6 @@ def _held_by_one(name: str) -> list[str]:
     if app and not held:
         held.append(f"application {name} {app.status.value}")
     for group in placement_group_table().values():
-        if group["state"] == "CREATED" and f"#{name}#" in group["name"]:
+        if group["state"] == "CREATED" and is_replicas_group(group["name"], name):
             held.append(f"placement group {group['name']} with {group['bundles']}")
     return held
