@@ -19,7 +19,7 @@ from pydantic import (
 
 from configs.gateway import GatewayConfig
 from configs.section import Section
-from configs.terms.recipe import TermsConfig
+from configs.terms.recipe import SourceTerms, TermsConfig
 from configs.watermark import WatermarkConfig, WatermarkKind
 
 ONLY_TEACHER = "teacher"  # name of the one teacher of a recipe that has no several
@@ -722,6 +722,8 @@ class RunConfig(Section):
         made = [name for name, teacher in self.teachers.items() if teacher.make is not None]
         if made:
             raise ValueError(f"teachers.{made[0]}.make: only the section teacher can be made; give teachers a model")
+        if self.teachers and self.terms.teacher != SourceTerms():
+            raise ValueError("terms.teacher is for the section teacher; say it of each under terms.teachers.<name>")
         if strange := sorted(self.terms.teachers.keys() - self.teachers.keys()):
             known = ", ".join(self.teachers) or "none; for one teacher it is terms.teacher"
             raise ValueError(f"terms.teachers.{strange[0]} must be one of the recipe's teachers ({known})")

@@ -63,6 +63,7 @@ def test_pool_has_the_one_teacher_or_the_several_by_name() -> None:
             ["sampling.max_tokens", "teachers.short.engine.max_model_len (4)"],
         ),
         ({"teachers": {"small": {"modle": "m"}}}, ["teachers.small.modle"]),
+        ({"terms": {"teacher": {"license": "mit"}}}, ["terms.teacher is for", "under terms.teachers.<name>"]),
         ({"teachers": {"small": {"model": "m", "engine": {"max_num_seq": 4}}}}, ["max_num_seq", "max_num_seqs?"]),
     ],
 )
