@@ -22,7 +22,7 @@ _NOT_OF_SPEED = {
     "training": ("max_steps", "epochs", "seed", "checkpoint_every", "evaluate_every", "max_failures"),
     "evaluation": ("addition", "limit", "verifier"),
     "student": ("control",),
-    "cluster": ("max_gpus", "prices"),
+    "cluster": ("address", "max_gpus", "prices"),
 }
 _NOT_OF_TEACHERS_SPEED = ("min_replicas", "max_replicas", "deadline")
 
@@ -82,7 +82,9 @@ def calibration_key(config: RunConfig) -> str:
         if teacher is not None and teacher["make"] is not None:
             _forget(teacher["make"], ("addition", "min_accuracy"))
             _forget(teacher["make"]["training"], _NOT_OF_SPEED["training"])
-    tree["machine"] = config.cluster.address or os.environ.get("RAY_ADDRESS") or os.cpu_count()
+    # A job on a cluster finds it under another address than whoever submits it.
+    has_joined = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    tree["machine"] = "a cluster" if has_joined else os.cpu_count()
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -81,11 +81,22 @@ def _estimate_lines(
     lines = [f"memory    {line}" for line in memory_lines(config, prices)]
     lines += [f"expected  {_phase(each)}" for each in phases]
     if phases:
-        usd = sum(each.usd for each in phases if each.usd is not None)
         seconds = sum(each.seconds for each in phases) - overlapped_s(config, work, phases)
-        lines.append(f"expected  {_time(seconds)} and ${usd:,.4g} together")
+        lines.append(f"expected  {_time(seconds)} and {words_of_cost(phases)}")
     lines += [f"assumed   {line}" for line in assumptions(config, measured)]
     return lines
+
+
+def words_of_cost(phases: list[PhaseEstimate]) -> str:
+    """What they cost, and of which of the phases that every run has that says nothing."""
+    usd = sum(each.usd for each in phases if each.usd is not None)
+    unpriced = [each.phase for each in phases if each.usd is None]
+    unknown = [phase for phase in ("generate", "train") if phase not in {each.phase for each in phases}]
+    if not unpriced and not unknown:
+        return f"${usd:,.4g} together"
+    without = [f"{phase}, which has no price" for phase in unpriced]
+    without += [f"{phase}, whose model or device is not known yet" for phase in unknown]
+    return f"${usd:,.4g} or more together, without {' and '.join(without)}"
 
 
 def _phase(each: PhaseEstimate) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cluster.forecast import (
     expected_lengths,
     overlapped_s,
 )
+from cluster.plan_report import words_of_cost
 from cluster.progress import Progress
 from cluster.run_estimate import TimeLeft, compare_estimate, estimate_lines
 from cluster.usage import Usage, student_accelerator
@@ -149,6 +151,23 @@ def test_every_recipe_has_a_miniature(recipe: Path) -> None:
     assert miniature.prompts.limit * miniature.sampling.n <= 2048
     assert all(teacher.max_replicas == 1 for teacher in miniature.pool.values())
     assert calibration_key(config) != calibration_key(miniature)
+
+
+def test_calibration_counts_on_a_cluster_whatever_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    alone, submitting = make_config(), make_config(cluster__address="auto")
+    assert calibration_key(alone) != calibration_key(submitting)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")  # as a job finds the same cluster
+    assert calibration_key(alone) == calibration_key(submitting)
+
+
+def test_total_of_a_plan_says_what_it_leaves_out() -> None:
+    written = PhaseEstimate("generate", 8e6, 3600.0, 24.0, "8 H100")
+    learnt = PhaseEstimate("train", 8e6, 60.0, None, "1 other")
+    assert words_of_cost([written, replace(learnt, usd=1.0)]) == "$25 together"
+    assert words_of_cost([written, learnt]) == "$24 or more together, without train, which has no price"
+    unknown = "$24 or more together, without train, whose model or device is not known yet"
+    assert words_of_cost([written]) == unknown
 
 
 def test_steps_are_read_from_the_second_half_without_the_last_line(tmp_path: Path) -> None:
