@@ -234,11 +234,15 @@ def _children() -> set[psutil.Process]:
 
 
 def _processes_of(temp_dir: Path) -> set[psutil.Process]:
-    """What carries a session in its environment: all of it but Ray's agents, whose titles overwrite theirs."""
+    """What carries a session in its environment, and Ray's agents, whose titles overwrite theirs, by their logs."""
     found = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.environ().get(SESSION_VARIABLE) == str(temp_dir) and process.pid != os.getpid():
+            is_agent = process.name().startswith("ray::") and any(
+                Path(file.path).is_relative_to(temp_dir) for file in process.open_files()
+            )
+            is_ours = is_agent or process.environ().get(SESSION_VARIABLE) == str(temp_dir)
+            if is_ours and process.pid != os.getpid():
                 found.add(process)
     return found
 

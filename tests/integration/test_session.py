@@ -26,8 +26,31 @@ print(len(started))
 """
 
 
-def test_session_whose_processes_hang_ends_within_its_deadline_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+# Its agents have lost their parent when the session ends, and hang, so that they do not end by themselves.
+ORPHANS = """
+import signal, sys, time, psutil
+from upath import UPath
+from cluster.run_dir import RunDir
+from cluster.session import ray_session
+from configs.schema import ClusterConfig, DeadlinesConfig
+
+with ray_session(ClusterConfig(), DeadlinesConfig(shutdown=3), RunDir(UPath(sys.argv[1]))):
+    [raylet] = [each for each in psutil.Process().children(recursive=True) if each.name() == "raylet"]
+    give_up_at = time.monotonic() + 30
+    while len(agents := [each for each in raylet.children() if each.name().startswith("ray::")]) < 2:
+        assert time.monotonic() < give_up_at, raylet.children()
+        time.sleep(0.1)
+    for each in agents:
+        each.send_signal(signal.SIGSTOP)
+    raylet.kill()
+    raylet.wait(10)
+print(2 + len(agents))
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, ORPHANS], ids=["all hang", "agents without their raylet"])
+def test_session_ends_within_its_deadline_and_leaves_no_process(tmp_path: Path, program: str) -> None:
+    command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
