@@ -35,23 +35,10 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 _LARGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
 
 
-@dataclass(frozen=True)
-class _Malloc:
-    """Options of glibc's malloc.h: blocks of ``mmap`` bytes go back when freed, of others all but ``trim`` bytes."""
-
-    mmap: int
-    trim: int
-
-    def set(self) -> None:
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # neither in musl nor in macOS
-            libc.mallopt(-3, self.mmap)
-            libc.mallopt(-1, self.trim)
-
-
-# glibc's own thresholds grow with what is freed, up to 32 MiB, until they are set. A process alone keeps activations
-# for its next step. Of ranks together it would keep most of what FSDP2 gathers and frees.
-_MALLOC_ALONE, _MALLOC_TOGETHER = _Malloc(mmap=2**25, trim=2**30), _Malloc(mmap=2**20, trim=2**20)
+# Of malloc.h: blocks of so many bytes go back to the system when they are freed, of others all but so many bytes. Until
+# they are set, glibc's own thresholds grow with what is freed, up to 32 MiB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE_BYTES, _LARGEST_BYTES, _KEPT_BYTES = 2**20, 2**25, 2**30
 
 
 @dataclass(frozen=True)
@@ -138,11 +125,19 @@ def joined_world(device: JobDevice) -> Iterator[World]:
         rank, size = (dist.get_rank(), dist.get_world_size()) if has_group or under_torchrun else (0, 1)
         if device is JobDevice.CPU:
             os.environ.setdefault(*_LARGE_PAGES)
-            (_MALLOC_TOGETHER if size > 1 else _MALLOC_ALONE).set()
+            _set_malloc(is_alone=size == 1)
         yield World(rank, size, torch_device)
     finally:
         if not has_group and dist.is_initialized():  # by torchrun's variables above, or by `shard_model` alone
             dist.destroy_process_group()
+
+
+def _set_malloc(*, is_alone: bool) -> None:
+    """Have a process alone keep what it frees for its next step, and ranks return what FSDP2 gathers and frees."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # neither in musl nor in macOS
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES if is_alone else _LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES if is_alone else _LARGE_BYTES)
 
 
 def _backend(device: JobDevice) -> str:
