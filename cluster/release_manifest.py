@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from configs.errors import UserError
-from services.file_digest import COARSEST, describe_file, short_digest
+from services.file_digest import COARSEST, describe_file, from_words, short_digest
 
 NAME = "MANIFEST.json"
 SIGNATURE = f"{NAME}.sig"  # of the manifest, so it is not in it
@@ -100,7 +100,7 @@ def _data_fault(directory: str, sealed: dict[str, Any]) -> str | None:
         if not filesystem.exists(full):
             return f"{path} is missing"
         if "parts" in file:
-            if difference := _difference(place, path, _with_lists(file)):
+            if difference := _difference(place, path, from_words(file)):
                 return difference
             continue
         with filesystem.open(full, "rb") as opened:
@@ -108,12 +108,6 @@ def _data_fault(directory: str, sealed: dict[str, Any]) -> str | None:
         if digest != file["sha256"]:
             return f"{path} is not the shard that was sealed: sha256 {digest}, not {file['sha256']}"
     return None
-
-
-def _with_lists(sealed: dict[str, Any]) -> dict[str, Any]:
-    """A sealed file's parts as lists, which its manifest has as words of a line."""
-    sums = {key: [int(each) for each in sealed[key].split()] for key in ("sums", "place_sums")}
-    return {**sealed, **sums, "parts": sealed["parts"].split()}
 
 
 def _difference(full: str, path: str, recorded: dict[str, Any]) -> str | None:

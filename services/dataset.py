@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from configs.errors import UserError
 from configs.schema import ONLY_TEACHER
 from configs.table import LICENSED_COLUMNS, RowStatus
-from services.file_digest import describe_one_of_many
+from services.file_digest import describe_one_of_many, to_words
 from services.plan import read_shard
 from services.table import ShardFile, shard_files
 
@@ -50,9 +50,8 @@ class SealedFile:
         return str(self.digests["sha256"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists as words of a line: a manifest of many files has a line for each element of a list."""
-        lines = {key: " ".join(map(str, self.digests[key])) for key in ("parts", "sums", "place_sums")}
-        return {"path": self.path, "num_rows": self.num_rows, **self.digests, **lines}
+        """As a manifest has it."""
+        return {"path": self.path, "num_rows": self.num_rows, **to_words(self.digests)}
 
 
 @dataclass(frozen=True, slots=True)

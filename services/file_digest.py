@@ -17,6 +17,7 @@ FINEST, COARSEST = 256, 2**20  # bytes of a part
 PARTS = 256  # of a file, at most, until parts are the coarsest
 PART_DIGITS = 16  # hex digits: parts only locate what the whole digest has found
 ROW = 1024  # bytes that are summed side by side
+LISTS = ("parts", "sums", "place_sums")
 
 
 def part_bytes(size: int, parts: int = PARTS) -> int:
@@ -62,6 +63,17 @@ def describe(file: IO[bytes], length: int) -> dict[str, Any]:
         place_sums.append(by_place)
     digests = {"bytes": size, "sha256": whole.hexdigest(), "part_bytes": length}
     return {**digests, "parts": parts, "sums": sums, "place_sums": place_sums}
+
+
+def to_words(digests: dict[str, Any]) -> dict[str, Any]:
+    """Lists as words of a line, for a manifest of many files: JSON has a line for each element of a list."""
+    return digests | {key: " ".join(map(str, digests[key])) for key in LISTS}
+
+
+def from_words(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What `to_words` was given, with whatever else was recorded beside it."""
+    parts, *sums = (recorded[key].split() for key in LISTS)
+    return recorded | dict(zip(LISTS, (parts, *([int(each) for each in words] for words in sums)), strict=True))
 
 
 def short_digest(part: bytes | bytearray) -> str:
