@@ -9,6 +9,7 @@ from cluster.cli import run_command
 from cluster.gateway import admission_spec, check_gateway
 from configs.errors import UserError
 from configs.load import load_run_config
+from configs.schema import RunConfig
 from services.gateway.admission import Admission
 from services.gateway.audit import LOG_FILE
 from services.gateway.keys import KeyFile
@@ -23,6 +24,15 @@ def recipe(tmp_path: Path) -> str:
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(put(put(TREE, "run_dir", str(tmp_path / "run")), "gateway", {})))
     return str(path)
+
+
+@pytest.fixture
+def opened(recipe: str, tmp_path: Path) -> tuple[Path, RunConfig]:
+    """Directory and recipe of a gateway that has been started and closed once."""
+    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
+    add_key(directory)
+    Admission(admission_spec(config)).close()
+    return directory, config
 
 
 def test_key_is_printed_once_listed_and_revoked(
@@ -75,11 +85,9 @@ def test_verdict_on_the_log_is_the_exit_status(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_log_whose_last_line_a_crash_cut_off_is_told_and_does_not_keep_the_gateway_from_starting(
-    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    opened: tuple[Path, RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
-    add_key(directory)
-    Admission(admission_spec(config)).close()
+    directory, config = opened
     with open(directory / LOG_FILE, "a") as file:
         file.write('{"entry":1,"event":"re')
     assert run_command(["gateway", "verify-log", str(directory)]) == 2
@@ -93,11 +101,9 @@ def test_log_whose_last_line_a_crash_cut_off_is_told_and_does_not_keep_the_gatew
 
 
 def test_log_that_is_gone_with_its_anchor_is_missed_by_every_command(
-    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    opened: tuple[Path, RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
-    add_key(directory)
-    Admission(admission_spec(config)).close()
+    directory, config = opened
     (directory / LOG_FILE).unlink()
     Path(admission_spec(config).anchor).unlink()
     gone = "are gone, and the ledger knows 1 entries"
@@ -107,10 +113,8 @@ def test_log_that_is_gone_with_its_anchor_is_missed_by_every_command(
         check_gateway(config)
 
 
-def test_ledger_that_is_gone_gives_nobody_the_quota_anew(recipe: str, tmp_path: Path) -> None:
-    directory, config = tmp_path / "run" / "gateway", load_run_config(recipe)
-    add_key(directory)
-    Admission(admission_spec(config)).close()
+def test_ledger_that_is_gone_gives_nobody_the_quota_anew(opened: tuple[Path, RunConfig]) -> None:
+    directory, config = opened
     for file in directory.glob("ledger.sqlite*"):
         file.unlink()
     for start in (lambda: check_gateway(config), lambda: Admission(admission_spec(config))):
