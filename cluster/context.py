@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 from cluster.budget import Budget, Rate, cluster_rate
+from cluster.limits import UNTOLD
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
 from cluster.session import Session, ray_session
@@ -50,6 +51,8 @@ class RunContext:
                 ray_session(self.config.cluster, self.config.deadlines, self.run_dir)
             )
             self.progress.update(detail="")
+            if self._session.limits() is None:
+                self.progress.say(UNTOLD)
             self.budget.spent(now=True)  # the clock starts
         return self._session
 

@@ -29,20 +29,19 @@ def read_shapes(config: RunConfig) -> Shapes:
     return Shapes({name: teacher_shape(each) for name, each in config.pool.items()}, student_shape(config))
 
 
-def check_capacity(config: RunConfig, prices: PriceTable, gpu_limit: int | None = None) -> None:
-    """Refuse what no cluster of this size, or no GPU of the named type, can do. Starts nothing.
+def check_capacity(config: RunConfig, prices: PriceTable) -> None:
+    """Refuse what no cluster of ``cluster.max_gpus``, or no GPU of the named type, can do. Starts and asks nothing.
 
-    ``gpu_limit`` is what the cluster's own autoscaler may grow to, None where that is not known.
+    What the cluster itself may come to is `cluster.limits`'s, once it is joined.
 
     Raises:
         UserError: too many GPUs, or a model that does not fit; names the key and the fix.
     """
-    limits = [each for each in (config.cluster.max_gpus, gpu_limit) if each is not None]
+    most = config.cluster.max_gpus
     for key, count in _gpus_needed(config).items():
-        if limits and count > min(limits):
-            whose = "cluster.max_gpus" if config.cluster.max_gpus == min(limits) else "its autoscaler's limits"
+        if most is not None and count > most:
             raise UserError(
-                f"{key} needs {count} GPUs at the same time, and the cluster may grow to {min(limits)} ({whose}); "
+                f"{key} needs {count} GPUs at the same time, and the cluster may grow to {most} (cluster.max_gpus); "
                 f"lower {key}, or let the cluster grow"
             )
     for name, teacher in config.pool.items():

@@ -3,12 +3,12 @@
 Ray would wait for what cannot come, and a teacher that scales up would take what the student waits for.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.session import Session
 from configs.errors import UserError
-from configs.schema import Device, RunConfig
+from configs.schema import Device, RunConfig, TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +20,17 @@ class Demand:
 
 
 def check_side_by_side(config: RunConfig, session: Session) -> None:
-    """Hold teacher, clients and the student's fewest workers against the nodes; a cluster that grows is not asked.
+    """Hold teacher, clients and the student's fewest workers against the nodes of a cluster that can't grow.
 
     Raises:
         UserError: they do not fit; names what each of them needs, what there is, and the fix.
     """
-    if session.gpu_limit() is not None:  # an autoscaler starts what is missing
+    if not session.is_fixed():  # an autoscaler may start what is missing
         return
-    from services.pipeline import CLIENT_CPUS  # imports Ray, as the session has
-
     cluster, is_split = config.cluster, bool(config.cluster.student_labels)
-    teachers, student = teacher_demands(config, session.device, is_split=is_split), student_demand(config, session)
-    clients = Demand("generation.clients", {"CPU": CLIENT_CPUS * config.generation.clients * len(config.pool)})
+    # On nodes of its own a teacher takes nobody else's room when it scales up.
+    teachers = teacher_demands(config, session.device, list(config.pool), at_least=is_split)
+    student, clients = student_demand(config, session), client_demand(config, len(config.pool))
     if is_split:
         check_room(teachers, session.nodes(cluster.teacher_labels), "nodes with cluster.teacher_labels")
         check_room([student], session.nodes(cluster.student_labels), "nodes with cluster.student_labels")
@@ -52,24 +51,37 @@ def off_student_nodes(config: RunConfig) -> dict[str, str]:
 
 
 def teacher_demands(
-    config: RunConfig, device: Callable[[Device, str | None], Device], *, is_split: bool
+    config: RunConfig, device: Callable[[Device, str | None], Device], teachers: Sequence[str], *, at_least: bool
 ) -> list[Demand]:
-    """Of each teacher: all replicas that it may have; on nodes of its own the fewest, as those are nobody else's."""
+    """Of each of these teachers: all replicas that it may have, or the fewest."""
     demands = []
-    for name, teacher in config.pool.items():
-        replicas = teacher.min_replicas if is_split else teacher.max_replicas
+    for name in teachers:
+        teacher = config.pool[name]
+        replicas = teacher.min_replicas if at_least else teacher.max_replicas
         on_gpu = device(teacher.engine.device, teacher.accelerator_type) is Device.GPU
         needs = {"CPU": 1, "GPU": teacher.engine.gpus_per_replica} if on_gpu else {"CPU": teacher.engine.threads}
-        key = f"{config.teacher_key(name)}.{'min' if is_split else 'max'}_replicas"
+        key = f"{config.teacher_key(name)}.{'min' if at_least else 'max'}_replicas"
         demands.append(Demand(key, {resource: float(replicas * each) for resource, each in needs.items()}))
     return demands
 
 
 def student_demand(config: RunConfig, session: Session) -> Demand:
-    """Of the student beside the teacher, which has its fewest workers."""
-    workers, threads = config.training.min_workers, config.training.threads_per_worker
-    gpus = {"GPU": float(workers)} if session.device(config.student.device) is Device.GPU else {}
+    """Of the student, which has its fewest workers."""
+    return workers_demand(config.training, on_gpu=session.device(config.student.device) is Device.GPU)
+
+
+def workers_demand(training: TrainingConfig, *, on_gpu: bool) -> Demand:
+    """Of the fewest workers of a training."""
+    workers, threads = training.min_workers, training.threads_per_worker
+    gpus = {"GPU": float(workers)} if on_gpu else {}
     return Demand("training.num_workers", {"CPU": float(workers * threads), **gpus})
+
+
+def client_demand(config: RunConfig, teachers: int) -> Demand:
+    """Of the clients of so many teachers."""
+    from services.pipeline import CLIENT_CPUS  # imports Ray, as the session has
+
+    return Demand("generation.clients", {"CPU": CLIENT_CPUS * config.generation.clients * teachers})
 
 
 def check_room(demands: Iterable[Demand], nodes: Iterable[Mapping[str, float]], where: str) -> None:

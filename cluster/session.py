@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from cluster.growth import read_is_fixed, read_limits
 from cluster.run_dir import PROJECT_ROOT, RunDir
 from cluster.signals import interrupt_on_sigterm
 from configs.errors import DeadlineExceeded, UserError
@@ -45,12 +46,14 @@ class Session:
 
         return dict(ray.cluster_resources())
 
-    def gpu_limit(self) -> int | None:
-        """GPUs that the cluster has or its autoscaler may start; None where there is no autoscaler that tells."""
-        from ray._private.state import state  # Ray's Data and Train ask there as well; nothing public says it
+    def is_fixed(self) -> bool:
+        """Whether the cluster surely can't grow: it is embedded, or has no autoscaler; False where nobody can tell."""
+        return self.embedded or read_is_fixed()
 
-        limits = None if self.embedded else state.get_max_resources_from_cluster_config()
-        return None if limits is None else int(max(limits.get("GPU", 0), self.resources().get("GPU", 0)))
+    def limits(self) -> dict[str, float] | None:
+        """The most of each resource that the cluster may come to; None where nobody can tell."""
+        resources = self.resources()
+        return resources if self.is_fixed() else read_limits(resources)
 
     def nodes(self, labels: dict[str, str] | None = None) -> list[dict[str, float]]:
         """The resources of each node that is up and has the ``labels``; a value ``!x`` is any other, or none."""

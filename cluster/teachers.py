@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.binding import bind_teacher
 from cluster.context import RunContext
 from cluster.gateway import build_ingress
+from cluster.limits import check_teachers
 from cluster.models import teacher_source
 from cluster.run_dir import RunDir
 from cluster.session import LOOPBACK
@@ -53,6 +54,7 @@ def start_http_teacher(ctx: RunContext, port: int) -> None:
     host = LOOPBACK if config is None else config.host
     teacher = ctx.config.main_teacher
     app = _to_app(ctx, teacher, EngineKind.ASYNC)
+    check_teachers(ctx.config, ctx.session, [teacher], has_clients=False)
     ctx.progress.update(detail="loading Ray Serve")
     with ThreadPoolExecutor(max_workers=1) as beside:
         # Serve's controller starts while this process imports vLLM, each for seconds on a core of its own.

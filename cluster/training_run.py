@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.context import RunContext
+from cluster.limits import check_demands
+from cluster.pools import workers_demand
 from configs.schema import Device
 from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.output import load_result
@@ -30,6 +32,7 @@ def run_training(
         return finished
     ctx.budget.check()
     resolved = JobDevice(ctx.session.device(device).value)
+    check_demands([workers_demand(jobs[0].training, on_gpu=resolved is JobDevice.GPU)], ctx.session)
     jobs = [replace(job, device=resolved) for job in jobs]
     names = [job.name for job in jobs]
 

@@ -606,7 +606,7 @@ class ClusterConfig(Section):
     ``training.num_workers`` is a pair."""
     max_gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that the cluster has, or may grow to; a run that needs more is refused before anything is started. Unset
-    looks at nothing but the cluster's own autoscaler."""
+    looks at what the cluster tells when it is joined: all that it has, where it cannot grow."""
     prices: str | None = None
     """File with prices and speeds of accelerators, in the form of ``configs/prices.yaml``, which is taken where this is
     unset and has examples only."""

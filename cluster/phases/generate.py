@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.context import RunContext
-from cluster.estimate import check_capacity
+from cluster.limits import check_teachers
 from cluster.lineage import trace_tables
 from cluster.models import teacher_source
 from cluster.phases.plan import evaluation_uris, planned_rows
@@ -137,7 +137,7 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
     engines, speeds = {}, Speeds()
     if tasks:
         ctx.budget.check()
-        check_capacity(ctx.config, ctx.prices, ctx.session.gpu_limit())
+        check_teachers(ctx.config, ctx.session, list(tasks))
         handles = start_teachers(ctx, list(tasks))
         try:
             engines = _stream(ctx, handles, tables, tasks, speeds)

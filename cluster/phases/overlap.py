@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.beside import Beside
 from cluster.context import RunContext
+from cluster.limits import check_both, check_student
 from cluster.phases.generate import generate
 from cluster.phases.hand_over import hand_over
 from cluster.phases.plan import evaluation_uris, planned_rows
@@ -33,9 +34,12 @@ FIRST_STEP_SHARE = 0.15  # of the rows: a student that waits for more of them be
 
 def generate_and_train(ctx: RunContext) -> dict[str, Any]:
     """Do GENERATE, SEAL, HAND OVER and TRAIN, in turn or side by side, as ``cluster.phases`` has it."""
-    if ctx.config.is_overlapped and any(pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri)):
+    is_pending = any(pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri))
+    if ctx.config.is_overlapped and is_pending:
         _overlap(ctx)
     else:
+        if is_pending:  # before the teacher writes rows that no student could learn from here
+            check_student(ctx.config, ctx.session)
         for phase in TEACHER_PHASES:
             phase(ctx)
     return train(ctx)  # after an overlap: holds what was learnt against the seal and today's terms
@@ -44,6 +48,7 @@ def generate_and_train(ctx: RunContext) -> dict[str, Any]:
 def _overlap(ctx: RunContext) -> None:
     check_plan(ctx)
     check_side_by_side(ctx.config, ctx.session)
+    check_both(ctx.config, ctx.session)
     # Ray's modules import each other in circles, of which two threads at once may see a half.
     import training.trainer  # noqa: F401
 

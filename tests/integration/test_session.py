@@ -1,7 +1,8 @@
-"""The embedded cluster leaves nothing behind, also when its own processes don't answer any more."""
+"""The embedded cluster leaves nothing behind, also when its own processes hang; one that is joined tells its size."""
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,57 @@ def test_session_ends_within_its_deadline_and_leaves_no_process(tmp_path: Path, 
     assert process.returncode == 0
     assert int(out) > 3  # Ray's own processes, the agents below the raylet among them
     assert left == []
+
+
+# Of a head that was started by hand. Ray's own process beside it reports after some seconds.
+JOINED = """
+import os, sys, time
+from ray.cluster_utils import Cluster
+from upath import UPath
+from cluster.limits import check_student, check_teachers
+from cluster.run_dir import RunDir
+from cluster.session import ray_session
+from configs.errors import UserError
+from configs.schema import ClusterConfig, DeadlinesConfig
+from tests.unit.configs.trees import make_config
+
+size = {"num_cpus": 4, "num_gpus": 1, "resources": {"accelerator_type:A10G": 1}, "object_store_memory": 80 << 20}
+head = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "temp_dir": sys.argv[2], **size})
+with ray_session(ClusterConfig(address=head.address), DeadlinesConfig(), RunDir(UPath(sys.argv[1]))) as session:
+    give_up_at = time.monotonic() + 30
+    while not session.is_fixed():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+    teacher = {"teacher__model": "a", "teacher__make": None, "teacher__min_replicas": 2, "teacher__max_replicas": 2}
+    many = make_config(**teacher, teacher__accelerator_type="A10G")
+    other = make_config(**teacher | {"teacher__min_replicas": 1}, teacher__accelerator_type="H100")
+    for check in (
+        lambda: check_teachers(many, session, ["teacher"]),
+        lambda: check_teachers(other, session, ["teacher"]),
+        lambda: check_student(make_config(training__num_workers=5, student__device="cpu"), session),
+    ):
+        try:
+            check()
+        except UserError as error:
+            print(error)
+head.shutdown()
+"""
+
+
+def test_cluster_that_was_started_by_hand_is_known_not_to_grow(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="sh-head-", ignore_cleanup_errors=True) as temp_dir:
+        command = [sys.executable, "-c", JOINED, str(tmp_path), temp_dir]
+        shell = environment() | {"RAY_AUTH_MODE": "disabled"}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=shell, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            try:
+                out, _ = process.communicate(timeout=60)
+            finally:
+                end_session(process.pid)
+    replicas, kind, workers = out.splitlines()
+    assert replicas.startswith("teacher.min_replicas: 2 GPUs are needed at the same time")
+    assert "the cluster has 1 and cannot grow" in replicas
+    assert kind.startswith("teacher.accelerator_type=H100: the cluster has no GPU of that type and cannot grow")
+    assert "it has A10G" in kind
+    assert workers.startswith("training.num_workers: 5 CPUs are needed at the same time")

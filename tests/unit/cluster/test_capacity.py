@@ -148,11 +148,5 @@ def test_gpus_of_phases_side_by_side_add_up(tmp_path: Path) -> None:
         check_capacity(on_gpus(tmp_path, teacher__max_replicas=2, cluster__max_gpus=9, **overlapped), load_prices())
 
 
-def test_cluster_whose_autoscaler_stops_below_is_refused(tmp_path: Path) -> None:
-    check_capacity(on_gpus(tmp_path), load_prices(), gpu_limit=8)
-    with pytest.raises(UserError, match="its autoscaler's limits"):
-        check_capacity(on_gpus(tmp_path), load_prices(), gpu_limit=7)
-
-
 def test_memory_lines_name_the_types_that_fit(tmp_path: Path) -> None:
     assert any("H100" in line for line in memory_lines(on_gpus(tmp_path), load_prices()))

@@ -23,21 +23,21 @@ class FakeSession(Session):
     """A cluster of these nodes, labels and resources of each."""
 
     there: tuple[Node, ...] = ()
-    limit: int | None = None
+    fixed: bool = True
 
     def nodes(self, labels: dict[str, str] | None = None) -> list[dict[str, float]]:
         return [has for names, has in self.there if has_labels(names, labels or {})]
 
-    def gpu_limit(self) -> int | None:
-        return self.limit
+    def is_fixed(self) -> bool:
+        return self.fixed
 
     def device(self, wanted: Device, accelerator_type: str | None = None) -> Device:
         return Device.GPU if any(has.get("GPU") for _, has in self.there) else Device.CPU
 
 
-def check(*nodes: Node, limit: int | None = None, **changed: Any) -> None:
+def check(*nodes: Node, fixed: bool = True, **changed: Any) -> None:
     settings = {"cluster__phases": "overlapped", "training__max_steps": 5, "training__num_workers": 2}
-    session = FakeSession(embedded=True, there=nodes, limit=limit)
+    session = FakeSession(embedded=True, there=nodes, fixed=fixed)
     check_side_by_side(make_config(**settings | changed), session)
 
 
@@ -88,5 +88,5 @@ def test_clients_keep_off_the_students_nodes() -> None:
     check(*nodes, ({}, {"CPU": 0.5}), **SPLIT)
 
 
-def test_cluster_that_starts_nodes_on_demand_is_not_asked() -> None:
-    check(({}, {"CPU": 0.0}), limit=0)
+def test_cluster_that_may_start_nodes_on_demand_is_not_asked() -> None:
+    check(({}, {"CPU": 0.0}), fixed=False)
