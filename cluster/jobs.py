@@ -1,15 +1,13 @@
-"""Jobs of this program on a running cluster: submitted, found by id or by the run's name, followed, stopped.
+"""Jobs of this program on a running cluster: submitted, found by id or by the run's name, stopped, resumed.
 
 Nothing is kept beside what Ray keeps of a job: its entry point and the metadata that `Metadata` writes.
 """
 
-import asyncio
 import os
 import shlex
-import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
     from cluster.job_client import JobClient
 
-FAULT, INTERRUPTED = 1, 130
 ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 PREFIX = "stillhouse."
 # Read by the process that Ray puts beside a job's driver: how long SIGTERM may take before it kills.
@@ -31,7 +28,6 @@ RAYS_STOP_WAIT_S = 3
 STOP_MARGIN_S = 30.0  # for Ray to hear of the wish, and to write down what came of it
 NO_AGENT = "No available agent"  # of a cluster whose head has just come up; Ray waits for one for 10 s
 AGENT_S = 60.0
-SILENCE_S = 15.0  # of a job's log, before its state is asked for
 POLL_S = 0.2
 
 
@@ -137,24 +133,6 @@ def refuse_second(jobs: Sequence["JobDetails"], run_dir: str) -> None:
             )
 
 
-def follow_job(client: "JobClient", job_id: str) -> int:
-    """Print the job's log until it ends; returns its exit status. Ctrl-C leaves the job alone."""
-    try:
-        asyncio.run(_print_log(client, job_id))
-    except KeyboardInterrupt:
-        print(f"job {job_id} goes on; `stillhouse jobs stop {job_id}` ends it", file=sys.stderr)
-        return INTERRUPTED
-    job = _wait_until_over(client, job_id, STOP_MARGIN_S)
-    status = job.status.value
-    if status == "SUCCEEDED":
-        return 0
-    if status == "STOPPED":
-        print(f"job {job_id} was stopped; `stillhouse jobs resume {job_id}` goes on", file=sys.stderr)
-        return INTERRUPTED
-    print(f"error: job {job_id} ended as {status}: {message_of(job)}", file=sys.stderr)
-    return job.driver_exit_code or FAULT
-
-
 def stop_job(client: "JobClient", job: "JobDetails") -> "JobDetails":
     """End a job as Ctrl-C would, and wait for its end; what it has committed stays.
 
@@ -208,20 +186,3 @@ def _wait_until_over(client: "JobClient", job_id: str, deadline_s: float) -> "Jo
             raise DeadlineExceeded(f"job {job_id} had not ended after {deadline_s:.0f} s; Ray says {job.status.value}")
         time.sleep(POLL_S)
     return job
-
-
-async def _print_log(client: "JobClient", job_id: str) -> None:
-    lines: AsyncIterator[str] = client.tail_job_logs(job_id)
-    text = asyncio.ensure_future(anext(lines, None))
-    while True:
-        done, _ = await asyncio.wait({text}, timeout=SILENCE_S)
-        if not done:
-            # Raises when the cluster is gone: a connection may not notice for hours.
-            if is_over(client.get_job_info(job_id)):
-                text.cancel()
-                return
-            continue
-        if (piece := text.result()) is None:
-            return
-        print(piece, end="", flush=True)
-        text = asyncio.ensure_future(anext(lines, None))

@@ -57,7 +57,8 @@ def logs(name: Name, *, address: Address = DASHBOARD, follow: Follow = True, deb
 
     Example: `stillhouse jobs logs quickstart --no-follow`
     """
-    from cluster.jobs import connect, find_job, follow_job, list_jobs
+    from cluster.job_log import follow_job
+    from cluster.jobs import connect, find_job, list_jobs
 
     client = connect(address)
     job_id = str(find_job(list_jobs(client), name).submission_id)
@@ -87,7 +88,8 @@ def resume(name: Name, *, address: Address = DASHBOARD, follow: Follow = True, d
 
     Example: `stillhouse jobs resume quickstart --address http://127.0.0.1:8265`
     """
-    from cluster.jobs import connect, find_job, follow_job, list_jobs, resume_job
+    from cluster.job_log import follow_job
+    from cluster.jobs import connect, find_job, list_jobs, resume_job
 
     client = connect(address)
     known = list_jobs(client)

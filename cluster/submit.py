@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from cluster.jobs import Metadata, connect, entrypoint_of, follow_job, list_jobs, refuse_second, start_job
+from cluster.job_log import follow_job
+from cluster.jobs import Metadata, connect, entrypoint_of, list_jobs, refuse_second, start_job
 from cluster.run_dir import PROJECT_ROOT, RunDir
 from configs.errors import UserError
 from configs.schema import RunConfig
