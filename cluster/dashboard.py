@@ -63,7 +63,8 @@ def render_dashboard() -> dict[str, Any]:
 def _panels_of_the_run() -> dict[str, tuple[str, tuple[Series, ...]]]:
     panels: dict[str, tuple[str, tuple[Series, ...]]] = {}
     for metric in METRICS:
-        series = Series(f'{metric.exported_name}{{run=~"$run"}}', f"{metric.key.replace('_', ' ')}, {{{{phase}}}}")
+        name = " ".join(f"{{{{{label}}}}}" for label in metric.labels) or metric.key.replace("_", " ")
+        series = Series(f'{metric.exported_name}{{run=~"$run"}}', f"{name}, {{{{phase}}}}")
         if metric.unit == "dateTimeFromNow":  # seconds since 1970, which Grafana wants in milliseconds
             series = Series(f"1000 * {series.expression}", series.legend)
         unit, listed = panels.get(metric.panel, (metric.unit, ()))

@@ -28,6 +28,8 @@ class Metric:
     """Title of the panel that draws it; metrics with the same title share one."""
     of_the_moment: bool = False
     """Whether it means nothing once its phase is over; it is then recorded as 0, as Ray keeps the last value."""
+    labels: tuple[str, ...] = ()
+    """Beside `TAGS`, of a number that there are several of; reported as a tree with a level for each."""
 
     @property
     def name(self) -> str:
@@ -52,6 +54,13 @@ METRICS = (
     Metric("accepted", "Rows accepted", "short", "Rows"),
     Metric("rejected", "Rows rejected, which stay in the table with their reason", "short", "Rows"),
     Metric("failed", "Rows that no replica could make", "short", "Rows"),
+    Metric(
+        "teacher_rows",
+        "Rows of each teacher so far, by what became of them",
+        "short",
+        "Rows by teacher",
+        labels=("teacher", "state"),
+    ),
     Metric("tokens_per_s", "Tokens of the teacher or into the student (tokens/s)", "short", "Tokens/s", True),
     Metric("loss", "Mean loss of a step's loss tokens (nats)", "short", "Loss"),
     Metric("learning_rate", "Learning rate of the student's optimiser", "sci", "Learning rate"),
@@ -69,7 +78,8 @@ def metric_values(state: Mapping[str, Any], eta_s: float | None) -> dict[str, fl
     if state["total"]:
         derived |= {"done": state["done"], "total": state["total"], "backlog": state["total"] - state["done"]}
     known = derived | state["numbers"]
-    return {metric.key: float(value) for metric in METRICS if (value := known.get(metric.key)) is not None}
+    alone = [metric.key for metric in METRICS if not metric.labels]
+    return {key: float(value) for key in alone if (value := known.get(key)) is not None}
 
 
 def closing_values(values: Mapping[str, float]) -> dict[str, float]:
@@ -95,6 +105,9 @@ class MetricsExporter:
             self.close()
         self._phase, self._values = state["phase"], metric_values(state, eta_s)
         self._set(self._values)
+        for teacher, states in state["teacher_rows"].items():
+            for name, rows in states.items():
+                self._gauge("teacher_rows").set(rows, self._tags() | {"teacher": teacher, "state": name})
 
     def close(self) -> None:
         """Record that the phase is over."""
@@ -105,13 +118,19 @@ class MetricsExporter:
         self._values = {}
 
     def _set(self, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._gauge(key).set(value, self._tags())
+
+    def _gauge(self, key: str) -> Any:
         from ray.util.metrics import Gauge  # loaded already, as this process is in a cluster
 
-        for metric in METRICS:
-            if metric.key in values:
-                if metric.key not in self._gauges:
-                    self._gauges[metric.key] = Gauge(metric.name, metric.description, TAGS)
-                self._gauges[metric.key].set(values[metric.key], {"run": self._run, "phase": self._phase})
+        if key not in self._gauges:
+            [metric] = [each for each in METRICS if each.key == key]
+            self._gauges[key] = Gauge(metric.name, metric.description, (*TAGS, *metric.labels))
+        return self._gauges[key]
+
+    def _tags(self) -> dict[str, str]:
+        return {"run": self._run, "phase": self._phase}
 
 
 def _in_cluster() -> bool:

@@ -80,23 +80,37 @@ def _estimate_lines(
     phases = estimate_phases(config, prices, read_shapes(config), work, measured)
     lines = [f"memory    {line}" for line in memory_lines(config, prices)]
     lines += [f"expected  {_phase(each)}" for each in phases]
-    if phases:
-        seconds = sum(each.seconds for each in phases) - overlapped_s(config, work, phases)
-        lines.append(f"expected  {_time(seconds)} and {words_of_cost(phases)}")
+    total = words_of_total(phases, _phases_to_do(config, work), overlapped_s(config, work, phases))
+    lines.append(f"expected  {total}")
     lines += [f"assumed   {line}" for line in assumptions(config, measured)]
     return lines
 
 
-def words_of_cost(phases: list[PhaseEstimate]) -> str:
-    """What they cost, and of which of the phases that every run has that says nothing."""
-    usd = sum(each.usd for each in phases if each.usd is not None)
+def _phases_to_do(config: RunConfig, work: Work) -> list[str]:
+    """The phases of this run that take time and money, whether or not an estimate knows them."""
+    make = config.pool[config.main_teacher].make
+    first = ["make_teacher"] if make is not None and work.makes_teacher else []
+    return [*first, "generate", "train", *(["evaluate"] if config.evaluation is not None else [])]
+
+
+def words_of_total(phases: list[PhaseEstimate], to_do: list[str], in_common_s: float) -> str:
+    """What the phases ``to_do`` take and cost together, of which two share ``in_common_s``.
+
+    Where some are not known or have no price it is a lower bound, and says what it lacks.
+    """
+    usd = [each.usd for each in phases if each.usd is not None]
     unpriced = [each.phase for each in phases if each.usd is None]
-    unknown = [phase for phase in ("generate", "train") if phase not in {each.phase for each in phases}]
-    if not unpriced and not unknown:
-        return f"${usd:,.4g} together"
-    without = [f"{phase}, which has no price" for phase in unpriced]
-    without += [f"{phase}, whose model or device is not known yet" for phase in unknown]
-    return f"${usd:,.4g} or more together, without {' and '.join(without)}"
+    unknown = [phase for phase in to_do if phase not in {each.phase for each in phases}]
+    lacking = [f"without the price of {' and '.join(unpriced)}, whose device has none"] if unpriced else []
+    if unknown:
+        why = "whose model or device is not known yet (plan --calibrate measures)"
+        lacking.append(f"without {' and '.join(unknown)}, {why}")
+    if not phases:
+        return f"no total, {lacking[0]}"
+    parts = [("at least " if unknown else "") + _time(sum(each.seconds for each in phases) - in_common_s)]
+    if usd:
+        parts.append(("at least " if lacking else "") + f"${sum(usd):,.4g}")
+    return ", ".join([f"{' and '.join(parts)} together", *lacking])
 
 
 def _phase(each: PhaseEstimate) -> str:

@@ -23,7 +23,8 @@ FILE_EVERY_S = 1.0
 class ProgressState:
     """The numbers of the phase under way, which has run since ``entered``; ``done`` of ``total`` gives the ETA.
 
-    ``later_s`` are the seconds that the phases after it are expected to take.
+    ``later_s`` are the seconds that the phases after it are expected to take. ``teacher_rows`` are each teacher's rows
+    so far, such as ``{"small": {"accepted": 7, "rejected": 1, "failed": 0}}``.
     """
 
     run: str
@@ -39,6 +40,7 @@ class ProgressState:
     updated: float = field(default_factory=time.time)
     numbers: dict[str, float | int] = field(default_factory=dict)
     later_s: float | None = None
+    teacher_rows: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def eta_s(self) -> float | None:
@@ -121,6 +123,7 @@ class Progress:
         done: int | None = None,
         detail: str | None = None,
         later_s: float | None = None,
+        teacher_rows: dict[str, dict[str, int]] | None = None,
         **numbers: float | None,
     ) -> None:
         """Report the newest numbers, those that are known; shown now or with the next line."""
@@ -132,6 +135,9 @@ class Progress:
                 state.detail = detail
             if later_s is not None:
                 state.later_s = later_s
+            if teacher_rows is not None:
+                # A copy: another thread may write the file while the caller goes on counting.
+                state.teacher_rows = {teacher: dict(states) for teacher, states in teacher_rows.items()}
             state.numbers.update({name: value for name, value in numbers.items() if value is not None})
             state.updated = time.time()
             self._shown_by._show()

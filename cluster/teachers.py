@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.binding import bind_teacher
 from cluster.context import RunContext
 from cluster.gateway import build_ingress
+from cluster.http_proxy import check_proxy, read_proxy
 from cluster.limits import check_teachers
 from cluster.models import teacher_source
 from cluster.run_dir import RunDir
@@ -131,7 +132,7 @@ def teacher_device(ctx: RunContext, name: str) -> Device:
 
 
 def _start_serve(http_port: int | None, host: str = LOOPBACK) -> None:
-    """Start Serve's controller; with a port also its HTTP proxy."""
+    """Start Serve's controller; with a port also its HTTP proxy. Raises `UserError` when Serve runs without that."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it
@@ -140,3 +141,5 @@ def _start_serve(http_port: int | None, host: str = LOOPBACK) -> None:
         http_options=None if http_port is None else {"host": host, "port": http_port},
         logging_config={"log_level": "WARNING"},
     )
+    if http_port is not None:
+        check_proxy(read_proxy(), host, http_port)

@@ -38,7 +38,7 @@ from configs.table import RowStatus
 from configs.terms.records import Decision
 from services.backlog import BacklogReporter
 from services.client import ClientSpec, TableJob
-from services.dataset import pending_shards, read_ledger
+from services.dataset import pending_shards, read_ledger, read_rows_by_teacher
 from services.engine_settings import engine_kind
 from services.plan import read_plan
 
@@ -210,6 +210,7 @@ def _show_summaries(
     evaluation_left = sum(table == EVALUATION for table, _ in teachers)
     plan = planned_rows(ctx)
     counts = read_ledger(ctx.run_dir.completions_uri, plan.num_rows).to_dict()
+    by_teacher = read_rows_by_teacher(ctx.run_dir.completions_uri)
     left = TimeLeft(ctx)
     ctx.progress.expect(plan.num_rows, "rows", plan.num_rows - counts["pending"])
     for summary in summaries:
@@ -225,11 +226,13 @@ def _show_summaries(
         for status in RowStatus:
             counts[status] += summary[status]
             counts["pending"] -= summary[status]
+            by_teacher.setdefault(teacher, {state.value: 0 for state in RowStatus})[status] += summary[status]
         ctx.progress.update(
             done=plan.num_rows - counts["pending"],
             accepted=counts["accepted"],
             rejected=counts["rejected"],
             failed=counts["failed"],
+            teacher_rows=by_teacher,
             tokens_per_s=sum(speeds.by_teacher().values()),
             cost_usd=ctx.budget.spent().usd,
             later_s=left.after("generate", speeds.row_tokens()),

@@ -18,7 +18,7 @@ from cluster.calibration import (
     save_calibration,
 )
 from cluster.context import RunContext
-from cluster.estimate import read_shapes
+from cluster.estimate import Shapes, read_shapes
 from cluster.forecast import (
     Lengths,
     PhaseEstimate,
@@ -28,7 +28,7 @@ from cluster.forecast import (
     expected_lengths,
     overlapped_s,
 )
-from cluster.plan_report import words_of_cost
+from cluster.plan_report import print_plan, words_of_total
 from cluster.progress import Progress
 from cluster.run_estimate import TimeLeft, compare_estimate, estimate_lines
 from cluster.usage import Usage, student_accelerator
@@ -161,13 +161,45 @@ def test_calibration_counts_on_a_cluster_whatever_its_address(monkeypatch: pytes
     assert calibration_key(alone) == calibration_key(submitting)
 
 
-def test_total_of_a_plan_says_what_it_leaves_out() -> None:
-    written = PhaseEstimate("generate", 8e6, 3600.0, 24.0, "8 H100")
-    learnt = PhaseEstimate("train", 8e6, 60.0, None, "1 other")
-    assert words_of_cost([written, replace(learnt, usd=1.0)]) == "$25 together"
-    assert words_of_cost([written, learnt]) == "$24 or more together, without train, which has no price"
-    unknown = "$24 or more together, without train, whose model or device is not known yet"
-    assert words_of_cost([written]) == unknown
+WRITTEN, LEARNT = PhaseEstimate("generate", 1, 60.0, 24.0, ""), PhaseEstimate("train", 1, 40.0, 1.0, "")
+UNPRICED = replace(LEARNT, usd=None)
+
+
+@pytest.mark.parametrize(
+    ("phases", "to_do", "words"),
+    [
+        ([WRITTEN, LEARNT], ["generate", "train"], "90 s and $25 together"),
+        (
+            [WRITTEN, UNPRICED],
+            ["generate", "train"],
+            "90 s and at least $24 together, without the price of train, whose device has none",
+        ),
+        (
+            [WRITTEN],
+            ["make_teacher", "generate", "train"],
+            "at least 50 s and at least $24 together, without make_teacher and train, whose model or device",
+        ),
+        (
+            [UNPRICED],
+            ["generate", "train", "evaluate"],
+            "at least 30 s together, without the price of train, whose device has none, without generate and evaluate",
+        ),
+        ([], ["generate", "train"], "no total, without generate and train, whose model or device is not known yet"),
+    ],
+)
+def test_total_of_a_plan_says_what_it_leaves_out(phases: list[PhaseEstimate], to_do: list[str], words: str) -> None:
+    found = words_of_total(phases, to_do, 10.0)
+    assert found.startswith(words)
+    assert (found == words) == (not found.endswith("measures)"))
+
+
+def test_plan_names_every_phase_of_a_model_that_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cluster.plan_report.read_shapes", lambda config: Shapes(dict.fromkeys(config.pool), None))
+    print_plan(make_config(run_dir=str(tmp_path / "run")))
+    [total] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("expected  ")]
+    assert total.startswith("expected  no total, without make_teacher and generate and train, ")
 
 
 def test_steps_are_read_from_the_second_half_without_the_last_line(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from cluster.dashboard import PATH, render_dashboard, render_text
 from cluster.metrics import EXPORTED_PREFIX, METRICS, closing_values, metric_values
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
+from cluster.status import status_lines
+from configs.table import RowStatus
+from services.dataset import read_rows_by_teacher
 from services.gateway.admission import COUNTED, COUNTERS
+from tests.unit.cluster.runs import record
+from tests.unit.services.shards import commit_rows, make_row
 
 pytestmark = pytest.mark.unit
 
@@ -24,21 +29,22 @@ STATE: dict[str, Any] = {"phase": "generate", "done": 0, "total": 0, "entered": 
 
 
 class RecordedGauge:
-    """Stands for Ray's gauge: keeps the last value of each (name, run, phase), as Ray does."""
+    """Stands for Ray's gauge: keeps the last value of each name with its tags, run and phase first, as Ray does."""
 
-    values: dict[tuple[str, str, str], float]
+    values: dict[tuple[str, ...], float]
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
         assert description
-        assert tag_keys == ("run", "phase")
-        self.name = name
+        assert tag_keys[:2] == ("run", "phase")
+        self.name, self.tag_keys = name, tag_keys
 
     def set(self, value: float, tags: dict[str, str]) -> None:
-        self.values[self.name, tags["run"], tags["phase"]] = value
+        assert tags.keys() == set(self.tag_keys)
+        self.values[self.name, *(tags[key] for key in self.tag_keys)] = value
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, str], float]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
     """The values that a process in a cluster hands to Ray."""
     import ray.util.metrics
 
@@ -67,6 +73,7 @@ def test_every_number_that_a_phase_reports_is_listed() -> None:
 def test_every_listed_number_is_reported_or_derived() -> None:
     derived = metric_values({**STATE, "total": 10, "later_s": 5.0}, eta_s=1.0)
     assert derived["run_eta_s"] == 6.0
+    assert {metric.key for metric in METRICS if metric.labels} <= reported_keys()
     assert set(KEYS) == reported_keys() | set(derived)
 
 
@@ -101,7 +108,7 @@ def test_closing_a_phase_ends_its_rates_and_keeps_its_results() -> None:
 
 
 def test_progress_on_a_cluster_records_each_phase_under_its_name(
-    tmp_path: Path, recorded: dict[tuple[str, str, str], float]
+    tmp_path: Path, recorded: dict[tuple[str, ...], float]
 ) -> None:
     before = time.time()
     with Progress("small", RunDir(UPath(tmp_path))) as progress:
@@ -122,9 +129,33 @@ def test_progress_on_a_cluster_records_each_phase_under_its_name(
     assert 0 <= recorded["stillhouse_elapsed_s", "small", "generate"] <= time.time() - before
 
 
-def test_progress_of_a_phase_that_fails_is_not_running(
-    tmp_path: Path, recorded: dict[tuple[str, str, str], float]
+def test_rows_of_each_teacher_are_recorded_as_status_shows_them(
+    tmp_path: Path, recorded: dict[tuple[str, ...], float]
 ) -> None:
+    run_dir = RunDir(UPath(tmp_path))
+    completions = Path(run_dir.completions_uri)
+    commit_rows(completions, [make_row("a" * 32), make_row("b" * 32, status=RowStatus.FAILED)], 0, "small")
+    commit_rows(completions, [make_row("c" * 32, shard=1)], 1, "large")
+    record(run_dir, "plan", rows=3)
+    rows = read_rows_by_teacher(run_dir.completions_uri)
+    with Progress("two", run_dir) as progress, progress.phase("generate"):
+        progress._file_at = 0.0  # a second later
+        progress.update(teacher_rows=rows)
+        rows["large"]["failed"] = 9  # counted on, and not reported yet
+        progress._show(now=True)
+        shown = [line.split() for line in status_lines(run_dir) if line.startswith(("large", "small"))]
+    found = {key[3:]: value for key, value in recorded.items() if key[0] == "stillhouse_teacher_rows"}
+    assert len(found) == 6
+    assert found["small", "accepted"] == found["small", "failed"] == found["large", "accepted"] == 1
+    counts = [
+        (name, state, float(count))
+        for name, *words in shown
+        for count, state in zip(words[::3], words[1::3], strict=True)
+    ]
+    assert sorted(counts) == sorted((*key, value) for key, value in found.items())
+
+
+def test_progress_of_a_phase_that_fails_is_not_running(tmp_path: Path, recorded: dict[tuple[str, ...], float]) -> None:
     progress = Progress("small", RunDir(UPath(tmp_path)))
     with pytest.raises(ValueError, match="no"), progress, progress.phase("generate"):
         raise ValueError("no")
@@ -132,7 +163,7 @@ def test_progress_of_a_phase_that_fails_is_not_running(
 
 
 def test_progress_outside_a_cluster_records_nothing(
-    tmp_path: Path, recorded: dict[tuple[str, str, str], float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, recorded: dict[tuple[str, ...], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with Progress("small", RunDir(UPath(tmp_path))) as progress, progress.phase("plan"):
