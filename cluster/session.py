@@ -85,6 +85,8 @@ def has_labels(node: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 @contextmanager
 def ray_session(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir) -> Iterator[Session]:
     """Start or join a cluster; always leaves it, and ends an embedded one with all its processes."""
+    # Threads of Ray Data and Ray Serve outlive it for a moment, and what they ask would start a cluster of Ray's own.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read when Ray is imported
     address = config.address or os.environ.get("RAY_ADDRESS")
     with _stderr_apart(run_dir), _joined(address) if address else _embedded(config, deadlines, run_dir) as session:
         yield session

@@ -48,6 +48,30 @@ with ray_session(ClusterConfig(), DeadlinesConfig(shutdown=3), RunDir(UPath(sys.
 print(2 + len(agents))
 """
 
+# A thread that asks Ray for something after the session, as Ray Data's and Ray Serve's do when a run is interrupted.
+LATE = """
+import sys, threading
+from upath import UPath
+from cluster.run_dir import RunDir
+from cluster.session import ray_session
+from configs.schema import ClusterConfig, DeadlinesConfig
+
+with ray_session(ClusterConfig(), DeadlinesConfig(), RunDir(UPath(sys.argv[1]))):
+    import ray
+    ray.get(ray.put(1))
+ray.init = lambda: print("another cluster")
+late = threading.Thread(target=ray.put, args=[1])
+late.start()
+late.join()
+"""
+
+
+def test_what_asks_ray_after_a_session_starts_no_other_cluster(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LATE, str(tmp_path)]
+    answer = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+    assert answer.stdout == ""
+    assert "has not been started" in answer.stderr, answer.stderr
+
 
 @pytest.mark.parametrize("program", [PROGRAM, ORPHANS], ids=["all hang", "agents without their raylet"])
 def test_session_ends_within_its_deadline_and_leaves_no_process(tmp_path: Path, program: str) -> None:
