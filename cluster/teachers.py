@@ -70,14 +70,17 @@ def start_http_teacher(ctx: RunContext, port: int) -> None:
 
 
 def wait_for_teacher(ctx: RunContext, teacher: str) -> None:
-    """Until a replica of it can answer. Raises `UserError` when none can be built, `DeadlineExceeded` when none is."""
+    """Until a replica of it can answer. Raises `UserError` when none can be built, `DeadlineExceeded` when none is.
+
+    Raises `BudgetReached` as well: this wait may be half an hour.
+    """
     from services.deployment import wait_until_ready
 
-    wait_until_ready(
-        app_name(ctx.config, teacher),
-        ctx.config.deadlines.replica_start,
-        lambda message: ctx.progress.update(detail=f"waiting for the first teacher replica ({message})"),
-    )
+    def on_wait(message: str) -> None:
+        ctx.budget.check()  # the nodes cost as much while weights load
+        ctx.progress.update(detail=f"waiting for the first teacher replica ({message})")
+
+    wait_until_ready(app_name(ctx.config, teacher), ctx.config.deadlines.replica_start, on_wait)
     ctx.progress.update(detail="")
 
 

@@ -136,12 +136,12 @@ def fit_jobs(
     if None not in finished:
         return [result for result in finished if result is not None]
     with _following(jobs, on_metrics), _stopping(jobs, should_stop) as is_stopping:
-        _check_placement(jobs[0], worker_start_deadline_s, labels or {})
+        _check_placement(jobs[0], worker_start_deadline_s, labels or {}, is_stopping)
         while "preempted" in (answer := _run_trainer(jobs, max_failures, labels or {})):
             if is_stopping():
                 raise Stopped(answer["preempted"])
             logger.warning("%s", answer["preempted"])
-            _check_placement(jobs[0], worker_start_deadline_s, labels or {})
+            _check_placement(jobs[0], worker_start_deadline_s, labels or {}, is_stopping)
     if "user_error" in answer:
         raise UserError(answer["user_error"])
     return [TrainResult.from_dict(result) for result in answer["results"]]
@@ -269,13 +269,21 @@ def _bundle(job: TrainJob) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": 1.0} if job.device is JobDevice.GPU else {})
 
 
-def _check_placement(job: TrainJob, deadline_s: float, labels: dict[str, str]) -> None:
-    """Wait until the fewest workers could be placed; Ray Train would wait for ever. An autoscaler sees the demand."""
+def _check_placement(job: TrainJob, deadline_s: float, labels: dict[str, str], is_stopping: Callable[[], bool]) -> None:
+    """Wait until the fewest workers could be placed. An autoscaler sees the demand.
+
+    Raises `Stopped` once ``is_stopping`` says so: a cluster that has no place costs as much as one that trains.
+    """
     bundle, num_workers = _bundle(job), job.training.min_workers
     selectors = [labels] * num_workers if labels else None
     group = placement_group([bundle] * num_workers, strategy="PACK", bundle_label_selector=selectors)
+    give_up_at = time.monotonic() + deadline_s
     try:
-        is_placed = group.wait(deadline_s)
+        while not (is_placed := group.wait(max(0.0, min(give_up_at - time.monotonic(), _LOOK_FOR_STOP_SECONDS)))):
+            if is_stopping():
+                raise Stopped("stopped while it waited for a place for its workers")
+            if time.monotonic() >= give_up_at:
+                break
     finally:
         remove_placement_group(group)
     if is_placed:

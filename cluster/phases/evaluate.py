@@ -21,6 +21,8 @@ from services.verifiers import is_correct
 from training.job import JobDevice, TrainJob
 from training.output import load_result
 
+_LOOK_AT_BUDGET_SECONDS = 5.0  # as often as it is counted
+
 
 def evaluate(ctx: RunContext) -> dict[str, Any] | None:
     """Measure every student once; None when the recipe has no held-out problems."""
@@ -104,15 +106,21 @@ def _answer_all(
         return answers, time.monotonic() - started
 
     waiting = {answer.remote(replace(job, device=device), hf_dir): who for who, (job, hf_dir) in students.items()}
+    give_up_at = time.monotonic() + ctx.config.deadlines.no_progress
     while waiting:
-        done, _ = ray.wait(list(waiting), timeout=ctx.config.deadlines.no_progress)
+        left_s = max(0.0, give_up_at - time.monotonic())
+        done, _ = ray.wait(list(waiting), timeout=min(left_s, _LOOK_AT_BUDGET_SECONDS))
         if not done:
+            ctx.budget.check()
+            if left_s > 0:
+                continue
             raise DeadlineExceeded(
                 f"{', '.join(waiting.values())} gave no answers in {ctx.config.deadlines.no_progress:.0f} s "
                 "(deadlines.no_progress)"
             )
         yield waiting.pop(done[0]), *ray.get(done[0])
         ctx.progress.update(done=len(students) - len(waiting))
+        give_up_at = time.monotonic() + ctx.config.deadlines.no_progress
 
 
 def _read_problems(ctx: RunContext) -> list[dict[str, Any]]:

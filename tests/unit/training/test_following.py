@@ -2,13 +2,14 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.unit.training.tiny import make_job
 from training.job import StepMetrics
 from training.metrics import following_metrics
-from training.trainer import _stopping
+from training.trainer import Stopped, _check_placement, _stopping
 
 pytestmark = pytest.mark.unit
 
@@ -53,3 +54,19 @@ def test_question_whether_to_stop_outlives_an_error(tmp_path: Path, monkeypatch:
     with _stopping([job], should_stop) as is_told:
         assert asked.wait(30)
     assert is_told()
+
+
+@pytest.fixture
+def full_cluster(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A cluster without a place for anyone; returns the seconds of each wait for one."""
+    waits = list[float]()
+    group = SimpleNamespace(wait=lambda seconds: waits.append(seconds) is not None)
+    monkeypatch.setattr("training.trainer.placement_group", lambda *_, **__: group)
+    monkeypatch.setattr("training.trainer.remove_placement_group", lambda _: None)
+    return waits
+
+
+def test_wait_for_a_place_ends_when_training_is_to_stop(tmp_path: Path, full_cluster: list[float]) -> None:
+    with pytest.raises(Stopped):
+        _check_placement(make_job(tmp_path), 600, {}, lambda: len(full_cluster) == 3)
+    assert max(full_cluster) <= 2
