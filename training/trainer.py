@@ -17,10 +17,18 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    RestartingState,
+    RunningState,
+    TrainControllerState,
+)
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -60,6 +68,10 @@ class Stopped(Exception):
     """``should_stop`` said so; the job has a checkpoint of its last step and goes on from there when run again."""
 
 
+class _NotPlaced(Exception):
+    """Workers had no place for as long as `deadlines.worker_start`; crosses from Ray Train's controller."""
+
+
 class WholeGroups(ElasticScalingPolicy):
     """Ray's elastic policy with as many workers as fill groups of ``group_size``."""
 
@@ -70,6 +82,41 @@ class WholeGroups(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         count: int = super()._count_possible_workers(reserved_resources)
         return count - count % self._group_size
+
+
+class WaitWatch(ControllerCallback):
+    """Ends a run whose workers have no place for ``deadline_s``, or that is to stop while they have none.
+
+    Ray Train waits for ever, and its ``controller_failure_limit`` is no bound: it counts over the whole run, and an
+    elastic group below its fewest workers fails nothing. Workers alone read the stop file, and here are none.
+    It runs in the controller, after each of its steps; a step that asks for a fixed group takes 20 s.
+    """
+
+    def __init__(self, output_dir: str, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stop, self._deadline_s, self._clock = _StopFile(output_dir), deadline_s, clock
+        self._waits_since: float | None = None
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Raises `_NotPlaced` or `Stopped`, neither of which Ray Train tries again."""
+        if isinstance(current_state, RunningState):
+            self._waits_since = None
+        if not isinstance(current_state, (InitializingState, RestartingState, ReschedulingState)):
+            return
+        if self._waits_since is None:
+            self._waits_since = self._clock()
+        if self._is_to_stop():
+            raise Stopped("stopped while it waited for a place for its workers")
+        if self._clock() - self._waits_since >= self._deadline_s:
+            raise _NotPlaced
+
+    def _is_to_stop(self) -> bool:
+        try:
+            return self._stop.is_there()
+        except Exception:  # of a storage that does not answer once, which must not end a run that only waits
+            logger.warning("whether training is to stop could not be read; tried again", exc_info=True)
+            return False
 
 
 class _Trainer(TorchTrainer):
@@ -104,9 +151,9 @@ def fit(
 
     ``on_metrics`` is called in this process, on another thread, with each line of ``metrics.jsonl`` from the first
     on. UserError of a worker is raised here with the same sentence and without retries; DeadlineExceeded when the
-    fewest workers cannot be placed within ``worker_start_deadline_s``; Ray's TrainingFailedError after
-    ``max_failures`` restarts. A group that is given notice of a node's end saves a checkpoint, stops, and goes on from
-    that step on what is left or comes instead, as often as it takes.
+    fewest workers cannot be placed within ``worker_start_deadline_s``, at the start or after a loss; Ray's
+    TrainingFailedError after ``max_failures`` restarts. A group that is given notice of a node's end saves a
+    checkpoint, stops, and goes on from that step on what is left or comes instead, as often as it takes.
     """
     report = None if on_metrics is None else lambda _, metrics: on_metrics(metrics)
     return fit_jobs(
@@ -137,7 +184,7 @@ def fit_jobs(
         return [result for result in finished if result is not None]
     with _following(jobs, on_metrics), _stopping(jobs, should_stop) as is_stopping:
         _check_placement(jobs[0], worker_start_deadline_s, labels or {}, is_stopping)
-        while "preempted" in (answer := _run_trainer(jobs, max_failures, labels or {})):
+        while "preempted" in (answer := _run_trainer(jobs, max_failures, worker_start_deadline_s, labels or {})):
             if is_stopping():
                 raise Stopped(answer["preempted"])
             logger.warning("%s", answer["preempted"])
@@ -147,7 +194,9 @@ def fit_jobs(
     return [TrainResult.from_dict(result) for result in answer["results"]]
 
 
-def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]) -> dict[str, Any]:
+def _run_trainer(
+    jobs: list[TrainJob], max_failures: int, worker_start_deadline_s: float, labels: dict[str, str]
+) -> dict[str, Any]:
     """Return what rank 0 answered."""
     first = jobs[0]
     is_gpu = first.device is JobDevice.GPU
@@ -170,6 +219,7 @@ def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]
             name=first.name,
             storage_path=ray_dir,
             failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[WaitWatch(first.output_dir, worker_start_deadline_s)],
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={} if is_gpu else {"env_vars": _CPU_WORKER_ENVIRONMENT},
         ),
@@ -179,6 +229,12 @@ def _run_trainer(jobs: list[TrainJob], max_failures: int, labels: dict[str, str]
         with _environment(environment), _interruptible():
             answer: dict[str, Any] = trainer.fit().return_value
             return answer
+    except ControllerError as error:
+        if isinstance(error.controller_failure, _NotPlaced):
+            raise _unplaced(first, worker_start_deadline_s, labels) from None
+        if isinstance(error.controller_failure, Stopped):
+            raise error.controller_failure from None
+        raise
     finally:
         # Ray Train's own bookkeeping, of no use once it ended: the loop's checkpoints are elsewhere.
         storage.remove_tree(ray_dir)
@@ -274,9 +330,9 @@ def _check_placement(job: TrainJob, deadline_s: float, labels: dict[str, str], i
 
     Raises `Stopped` once ``is_stopping`` says so: a cluster that has no place costs as much as one that trains.
     """
-    bundle, num_workers = _bundle(job), job.training.min_workers
+    num_workers = job.training.min_workers
     selectors = [labels] * num_workers if labels else None
-    group = placement_group([bundle] * num_workers, strategy="PACK", bundle_label_selector=selectors)
+    group = placement_group([_bundle(job)] * num_workers, strategy="PACK", bundle_label_selector=selectors)
     give_up_at = time.monotonic() + deadline_s
     try:
         while not (is_placed := group.wait(max(0.0, min(give_up_at - time.monotonic(), _LOOK_FOR_STOP_SECONDS)))):
@@ -286,12 +342,16 @@ def _check_placement(job: TrainJob, deadline_s: float, labels: dict[str, str], i
                 break
     finally:
         remove_placement_group(group)
-    if is_placed:
-        return
+    if not is_placed:
+        raise _unplaced(job, deadline_s, labels)
+
+
+def _unplaced(job: TrainJob, deadline_s: float, labels: dict[str, str]) -> DeadlineExceeded:
+    bundle, num_workers = _bundle(job), job.training.min_workers
     wanted = ", ".join(f"{amount * num_workers:g} {name}s" for name, amount in bundle.items())
     free = ", ".join(f"{ray.available_resources().get(name, 0.0):g} {name}s" for name in bundle)
     where = f" on nodes with the labels {labels} (cluster.student_labels)" if labels else ""
-    raise DeadlineExceeded(
+    return DeadlineExceeded(
         f"training.num_workers={_shown(job.training)} wants {wanted}{where} and after {deadline_s:g} s the cluster has "
         f"{free} free; lower training.num_workers, free what holds them, or raise deadlines.worker_start"
     )

@@ -1,9 +1,10 @@
-"""An elastic group of Ray Train workers: 2, then 1 as a node is drained, then 2, with an undisturbed run's losses."""
+"""An elastic group of Ray Train workers: 2, 1 as a node is drained, 2, with an undisturbed run's losses; and a lost place."""
 
 import json
 import queue
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
+from configs.errors import DeadlineExceeded
 from configs.schema import OptimizerConfig
 from tests.integration.ranks import FINISHED, run_ranks
 from tests.unit.training.tiny import make_job
 from training.job import StepMetrics, TrainJob
-from training.trainer import fit
+from training.trainer import Stopped, fit, fit_jobs
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -106,3 +108,28 @@ def test_fit_elastic_group_shrinks_on_notice_and_grows_again_with_the_losses_of_
     whole = replace(job, output_dir=f"{job.output_dir}-whole")
     assert run_ranks(whole, 2) == [FINISHED, FINISHED]
     assert losses_of(job) == pytest.approx(losses_of(whole), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_fit_elastic_group_below_its_fewest_workers_waits_for_the_deadline_or_a_stop_alone(
+    tmp_path: Path, cluster: Cluster, is_stopped: bool
+) -> None:
+    job = make_job(tmp_path, num_workers=(2, 3), max_steps=100_000)
+    is_lost = threading.Event()
+
+    def lose_a_node(*_: object) -> None:
+        if not is_lost.is_set():
+            (node,) = cluster.worker_nodes
+            cluster.remove_node(node, allow_graceful=False)
+            is_lost.set()
+
+    with pytest.raises(Stopped if is_stopped else DeadlineExceeded):
+        fit_jobs(
+            [job],
+            max_failures=3,
+            worker_start_deadline_s=600 if is_stopped else 10,
+            on_metrics=lose_a_node,
+            should_stop=lambda: is_stopped and is_lost.is_set(),
+        )
+    assert is_lost.is_set()
+    assert not training_workers()

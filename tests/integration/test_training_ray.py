@@ -16,7 +16,7 @@ from tests.unit.training.tiny import make_job
 from training.job import JobDevice, StepMetrics, TrainJob
 from training.loop import train
 from training.parallel import joined_world
-from training.trainer import fit, fit_jobs
+from training.trainer import _RAY_TRAIN_ENVIRONMENT, fit, fit_jobs
 
 pytestmark = pytest.mark.integration
 
@@ -108,3 +108,24 @@ def test_fit_more_workers_than_the_cluster_holds_gives_up_at_the_deadline(
     sentence = f"num_workers={shown} wants 3 CPUs and after 2 s the cluster has 2 CPUs free"
     with pytest.raises(DeadlineExceeded, match=sentence):
         fit(job, max_failures=0, worker_start_deadline_s=2)
+
+
+@ray.remote(num_cpus=1)
+class Hoarder:
+    """Takes the place of a worker."""
+
+
+def test_fit_place_of_a_worker_lost_gives_up_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_RAY_TRAIN_ENVIRONMENT, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    hoarders = []
+
+    def on_metrics(_: StepMetrics) -> None:
+        if not hoarders:
+            hoarders.append(Hoarder.remote())
+            training_workers()[-1].kill()
+
+    job = make_job(tmp_path, num_workers=2, max_steps=100_000)
+    with pytest.raises(DeadlineExceeded, match="wants 2 CPUs and after 5 s the cluster has 1 CPUs free"):
+        fit(job, max_failures=3, worker_start_deadline_s=5, on_metrics=on_metrics)
+    ray.kill(hoarders[0])
+    assert not training_workers()

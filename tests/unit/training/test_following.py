@@ -5,11 +5,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.train import ControllerError, FailureConfig
+from ray.train.v2._internal.execution.callback_manager import CallbackManager
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RunningState
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from tests.unit.training.tiny import make_job
 from training.job import StepMetrics
 from training.metrics import following_metrics
-from training.trainer import Stopped, _check_placement, _stopping
+from training.trainer import Stopped, WaitWatch, _check_placement, _NotPlaced, _StopFile, _stopping
 
 pytestmark = pytest.mark.unit
 
@@ -70,3 +74,45 @@ def test_wait_for_a_place_ends_when_training_is_to_stop(tmp_path: Path, full_clu
     with pytest.raises(Stopped):
         _check_placement(make_job(tmp_path), 600, {}, lambda: len(full_cluster) == 3)
     assert max(full_cluster) <= 2
+
+
+class Waiting:
+    """A watch of 60 s as Ray Train's controller calls it, with a clock that a test sets."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.now = 0.0
+        self._callbacks = CallbackManager([WaitWatch(str(output_dir), 60.0, lambda: self.now)])
+
+    def enter(self, state: object, now: float) -> None:
+        self.now = now
+        self._callbacks.invoke("after_controller_state_update", InitializingState(), state)
+
+
+RESCHEDULING = ReschedulingState(training_failed_error=ControllerError(OSError("no place")))
+
+
+def test_workers_without_a_place_end_the_run_at_the_deadline_and_ray_does_not_try_again(tmp_path: Path) -> None:
+    waiting = Waiting(tmp_path)
+    waiting.enter(RESCHEDULING, 0)
+    waiting.enter(RESCHEDULING, 59)
+    with pytest.raises(ControllerError) as raised:
+        waiting.enter(RESCHEDULING, 60)
+    assert isinstance(raised.value.controller_failure, _NotPlaced)
+    policy = DefaultFailurePolicy(FailureConfig(max_failures=3))
+    assert policy.make_decision(raised.value) is FailureDecision.RAISE
+
+
+def test_each_wait_for_a_place_has_a_deadline_of_its_own(tmp_path: Path) -> None:
+    waiting = Waiting(tmp_path)
+    waiting.enter(RESCHEDULING, 50)
+    waiting.enter(RunningState(), 100)
+    waiting.enter(RESCHEDULING, 1000)
+    waiting.enter(RESCHEDULING, 1059)
+
+
+def test_stop_is_heeded_while_no_worker_has_a_place(tmp_path: Path) -> None:
+    waiting = Waiting(tmp_path)
+    _StopFile(str(tmp_path)).write()
+    with pytest.raises(ControllerError) as raised:
+        waiting.enter(RESCHEDULING, 0)
+    assert isinstance(raised.value.controller_failure, Stopped)
