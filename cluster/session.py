@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -279,8 +278,3 @@ def _keep_logs(temp_dir: Path, run_dir: RunDir) -> None:
     target = Path(str(run_dir.root)) / "logs" / time.strftime("ray-%Y%m%d-%H%M%S")
     with suppress(OSError):
         shutil.copytree(temp_dir / "session_latest" / "logs", target, dirs_exist_ok=True)
-
-
-def describe_free(resources: dict[str, Any]) -> str:
-    """Resources in words: ``2 CPU, 1 GPU``."""
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))

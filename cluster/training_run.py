@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.context import RunContext
+from cluster.holders import describe_holders
 from cluster.limits import check_demands
 from cluster.pools import workers_demand
+from configs.errors import DeadlineExceeded
 from configs.schema import Device
 from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
 from training.output import load_result
@@ -63,6 +65,8 @@ def run_training(
             should_stop=lambda: should_stop() or ctx.budget.is_reached(),
             labels=labels,
         )
+    except DeadlineExceeded as error:
+        raise DeadlineExceeded(f"{error}; held now: {describe_holders()}") from error
     except Stopped as stopped:
         ctx.progress.say(f"{ctx.progress.label or jobs[0].name}: {stopped}")
         ctx.budget.check()

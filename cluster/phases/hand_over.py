@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from cluster.context import RunContext
-from cluster.session import describe_free
 from cluster.teachers import app_names
 from configs.errors import DeadlineExceeded
 
@@ -22,7 +21,6 @@ def hand_over(ctx: RunContext) -> dict[str, Any]:
 def _hand_over(ctx: RunContext) -> dict[str, Any]:
     if not ctx.has_session:  # the embedded cluster of the command that generated is gone, and the teacher with it
         return {"waited_for": []}
-    import ray
     from ray import serve
 
     names = app_names(ctx.config)
@@ -40,7 +38,7 @@ def _hand_over(ctx: RunContext) -> dict[str, Any]:
         ctx.progress.update(detail=f"waiting for {'; '.join(held)}")
         time.sleep(POLL_S)
     ctx.progress.update(detail="")
-    return {"waited_for": held_at_first, "free": describe_free(ray.available_resources())}
+    return {"waited_for": held_at_first}
 
 
 def is_replicas_group(group: str, app: str) -> bool:

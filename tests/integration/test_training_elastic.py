@@ -1,4 +1,4 @@
-"""An elastic group of Ray Train workers: 2, 1 as a node is drained, 2, with an undisturbed run's losses; and a lost place."""
+"""An elastic group of Ray Train workers: nodes that come, go with and without notice, and do not fill a group."""
 
 import json
 import queue
@@ -22,7 +22,9 @@ from configs.errors import DeadlineExceeded
 from configs.schema import OptimizerConfig
 from tests.integration.ranks import FINISHED, run_ranks
 from tests.unit.training.tiny import make_job
-from training.job import StepMetrics, TrainJob
+from training.job import JobDevice, StepMetrics, TrainJob
+from training.loop import train
+from training.parallel import joined_world
 from training.trainer import Stopped, fit, fit_jobs
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -133,3 +135,23 @@ def test_fit_elastic_group_below_its_fewest_workers_waits_for_the_deadline_or_a_
         )
     assert is_lost.is_set()
     assert not training_workers()
+
+
+def test_fit_elastic_tensor_parallel_takes_whole_groups_with_the_losses_of_one_process(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    cluster.add_node(num_cpus=1)  # which fills no group
+    settings = {"max_steps": 6, "optimizer": OptimizerConfig(learning_rate=1e-3)}
+    job = make_job(tmp_path / "together", num_workers=(2, 4), tensor_parallel_size=2, **settings)
+    most = 0
+
+    def count(_: StepMetrics) -> None:
+        nonlocal most
+        most = max(most, len(training_workers()))
+
+    fit(job, max_failures=0, worker_start_deadline_s=60, on_metrics=count)
+    assert most == 2
+    alone = make_job(tmp_path / "alone", **settings)
+    with joined_world(JobDevice.CPU) as world:
+        train(alone, lambda _: None, world)
+    assert losses_of(job) == pytest.approx(losses_of(alone), abs=1e-5)
