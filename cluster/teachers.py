@@ -111,6 +111,14 @@ def stop_teachers(config: RunConfig, teachers: list[str]) -> None:
         delete_teacher(app_name(config, teacher))
 
 
+def close_handles(handles: dict[str, "DeploymentHandle"]) -> None:
+    """What asks teachers on threads of this process ends."""
+    from services.deployment import close_handle
+
+    for handle in handles.values():
+        close_handle(handle)
+
+
 def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "TeacherApp":
     config, device = ctx.config, teacher_device(ctx, name)  # before Ray is imported: it starts the session
     from services.deployment import TeacherApp

@@ -1,12 +1,15 @@
 """Starts and ends the teacher's Ray Serve application, with settings that are safe for long generations."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ReplicaState, ServeStatus
 
@@ -22,6 +25,7 @@ MAX_ONGOING_CALLS = 64  # calls of many rows each; the clients' windows are what
 CONSTRUCTOR_TRIES = 2  # a model that could not be loaded twice will not load the twentieth time
 HEALTH_CHECK_EVERY_S = 5
 POLL_S = 0.25
+CLOSE_S = 5.0
 UPSCALE_AFTER_S, DOWNSCALE_AFTER_S = 5.0, 30.0  # a wish must last so long: a replica costs a cold start
 USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "  # as a traceback ends; its sentence stands by itself
 METRICS_OF_S = 15.0  # Serve wants more than its reports' interval of 10 s; the newest value is what counts
@@ -137,6 +141,12 @@ def describe_teacher(app_name: str) -> str:
 def delete_teacher(app_name: str) -> None:
     """Delete the application; returns when Serve has accepted it, not when the resources are free."""
     serve.delete(app_name, _blocking=False)
+
+
+def close_handle(handle: DeploymentHandle) -> None:
+    """End the reports of a handle that is used no more; they would go on, and fail, once Ray is gone."""
+    with suppress(TimeoutError, RayError):
+        asyncio.run(asyncio.wait_for(handle.shutdown_async(), CLOSE_S))
 
 
 def _in_process_app(app: TeacherApp) -> serve.Application:

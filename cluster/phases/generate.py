@@ -16,6 +16,7 @@ from cluster.pools import off_student_nodes
 from cluster.run_estimate import TimeLeft
 from cluster.teachers import (
     app_name,
+    close_handles,
     describe_teachers,
     read_engine,
     start_teachers,
@@ -144,6 +145,8 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
         except BaseException:
             stop_teachers(ctx.config, list(tasks))
             raise
+        finally:
+            close_handles(handles)
     ledger = read_ledger(ctx.run_dir.completions_uri, planned_rows(ctx).num_rows)
     _show_ledger(ctx, ledger.to_dict())
     engine = engines.get(ctx.config.main_teacher) or next(iter(engines.values()), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from tests.integration.program import SMALL, Outcome, end_session, processes_of, progress_of, start, stillhouse
 
@@ -102,12 +103,24 @@ def test_overlapped_run_that_is_killed_goes_on_and_comes_to_the_ledger_of_phases
     assert seconds["total"] <= sum(value for phase, value in seconds.items() if phase != "total")
 
 
-def test_run_stops_in_generation_when_its_budget_is_reached(shared_runs: Path) -> None:
+def test_generation_stops_with_its_rows_when_its_budget_is_reached_and_goes_on_with_a_larger_one(
+    shared_runs: Path, undisturbed: Path
+) -> None:
+    """A start may take a small budget whole, so the budget grows until a command has made rows, and not all."""
     directory = shared_runs / "budget"
-    stopped = stillhouse("run", *SMALL, f"run_dir={directory}", "budget.max_usd=0.000001")
-    assert stopped.code == 3, stopped.err
-    assert "raise budget.max_usd" in stopped.err
-    assert json.loads((directory / "spending.json").read_text())["usd"] > 0
+    spent_s, num_rows = 0.0, 0
+    while num_rows == 0:
+        budget = f"budget.max_hours={(spent_s + 15) / 3600}"
+        stopped = stillhouse("generate", *SMALL, *SLOW, budget, f"run_dir={directory}")
+        assert stopped.code == 3, stopped.err
+        assert "raise budget.max_hours" in stopped.err
+        spent_s = json.loads((directory / "spending.json").read_text())["seconds"]
+        num_rows = DeltaTable(str(directory / "completions")).to_pyarrow_dataset().count_rows()
+    assert num_rows < 768
+    outcome = stillhouse("generate", *SMALL, f"run_dir={directory}")
+    assert outcome.code == 0, outcome.err
+    one, other = (json.loads((run / "phases/seal.json").read_text()) for run in (directory, undisturbed))
+    assert one["ledger"] == other["ledger"]
 
 
 def test_training_stops_with_a_checkpoint_when_its_budget_is_reached_and_goes_on_with_a_larger_one(
