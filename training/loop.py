@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,12 +81,15 @@ def train(
         StopAgreement(is_noticed, world) as stop,
     ):
         progress = checkpoints.load_newest(setup.student, setup.optimizer) or Progress()
-        if world.rank == 0:
-            logger.info("%s: at step %d of %d with %d workers", job.name, progress.step, setup.num_steps, world.size)
-            with MetricsLog(job, progress.step) as log:
-                progress = _take_steps(setup, progress, checkpoints, stop, log, on_step)
-        else:
-            progress = _take_steps(setup, progress, checkpoints, stop, None, on_step)
+        log = None
+        with world.agreement():
+            if world.rank == 0:
+                logger.info(
+                    "%s: at step %d of %d with %d workers", job.name, progress.step, setup.num_steps, world.size
+                )
+                log = MetricsLog(job, progress.step)
+        with log or nullcontext():
+            progress = _take_steps(setup, progress, checkpoints, stop, log, on_step)
     return _finish(setup, progress, started)
 
 

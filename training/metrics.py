@@ -16,7 +16,7 @@ import torch
 
 from training import storage
 from training.job import StepMetrics, TrainJob
-from training.trackers import open_tracker
+from training.trackers import OpenTracker
 
 T = TypeVar("T")
 
@@ -55,10 +55,10 @@ class MetricsLog:
     """The file and the trackers that the job names; leaving the ``with`` block closes them."""
 
     def __init__(self, job: TrainJob, last_step: int) -> None:
-        """Open all at ``last_step``; what was written of later steps is forgotten."""
+        """Open all at ``last_step``; what was written of later steps is forgotten. UserError of a tracker's key."""
         self._file = MetricsFile(job.output_dir, last_step)
         past = self._file.lines
-        self._trackers = [open_tracker(tracker, job, past) for tracker in job.training.trackers]
+        self._trackers = [OpenTracker(tracker, job, past) for tracker in job.training.trackers]
 
     def __enter__(self) -> Self:
         return self

@@ -1,14 +1,17 @@
 """Where the curves of a training job are drawn beside ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
 
-Rank 0 uses them. A job that is resumed goes on in the same run, and no step is there twice.
+Rank 0 uses them. A job that is resumed goes on in the same run, and no step is there twice. An outage of a tracker is
+one warning: training goes on, and the lines are sent when the tracker is back.
 """
 
 import importlib.util
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +24,26 @@ logger = logging.getLogger(__name__)
 
 # An object store cannot append, so the whole file is sent again; its loss would cost nothing, as a resume rebuilds it.
 _UPLOAD_SECONDS = 30.0
+
+# A try that failed is repeated after this long and a hundred times what it took, so that an outage costs training a
+# hundredth of its time at most.
+_RETRY_SECONDS = 60.0
+_RETRY_FACTOR = 100.0
+
+# What W&B and MLflow say where the key is missing, wrong, or may not write; they have no type of their own for it.
+_REFUSED = re.compile(r"API key|error (code )?40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED")
+_KEYS = {
+    Tracker.WANDB: "set WANDB_API_KEY (`wandb login`)",
+    Tracker.MLFLOW: "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+
+# Left alone, MLflow tries for 16 minutes while a server does not answer, and W&B waits at its end until one does.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "WANDB_INIT_TIMEOUT": "30",
+    "WANDB_FINISH_TIMEOUT": "60",
+}
 
 _GROUPS = {
     "train": ("loss", "grad_norm", "learning_rate", "epoch", "loss_tokens"),
@@ -40,7 +63,7 @@ def check_trackers(trackers: Sequence[Tracker]) -> None:
 
 
 def open_tracker(
-    tracker: Tracker, job: TrainJob, past: Sequence[StepMetrics]
+    tracker: Tracker, job: TrainJob, past: Iterable[StepMetrics]
 ) -> "TensorBoard | WeightsAndBiases | MLflow":
     """Return the tracker, which has the lines ``past`` already or takes them up here."""
     match tracker:
@@ -63,13 +86,73 @@ def name_scalars(metrics: StepMetrics) -> dict[str, float]:
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
+class OpenTracker:
+    """A tracker whose outages training outlives: what it did not take is kept here and sent again."""
+
+    def __init__(self, tracker: Tracker, job: TrainJob, past: Iterable[StepMetrics]) -> None:
+        """Open it with the lines ``past``; UserError when it refuses the key."""
+        self._name, self._job = tracker, job
+        self._tracker: TensorBoard | WeightsAndBiases | MLflow | None = None
+        self._waiting = deque(past)
+        self._is_away, self._next_try = False, 0.0
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)  # theirs to read, and the user's to choose
+        error, key = self._send(), _KEYS.get(tracker)
+        if error is not None and key is not None and _REFUSED.search(str(error)):
+            raise UserError(
+                f"training.trackers names {tracker}, and it refuses its key ({_shown(error)}); {key}, or take "
+                f"{tracker} off the list"
+            ) from error
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Add one line, now or when the tracker is back."""
+        self._waiting.append(metrics)
+        if time.monotonic() >= self._next_try:
+            self._send()
+
+    def close(self) -> None:
+        """Send what is left, if the tracker takes it now; the job's next start sends the rest."""
+        self._send(is_last=True)
+
+    def _send(self, *, is_last: bool = False) -> Exception | None:
+        started = time.monotonic()
+        try:
+            if self._tracker is None:
+                self._tracker = open_tracker(self._name, self._job, self._waiting)
+                self._waiting.clear()
+            while self._waiting:
+                self._tracker.log(self._waiting[0])
+                self._waiting.popleft()
+            if is_last:
+                self._tracker.close()
+        except Exception as error:  # whatever a service and what it is reached by raise; training is worth more
+            if not self._is_away:
+                logger.warning(
+                    "%s does not take metrics, which are in metrics.jsonl and are sent later: %s",
+                    self._name,
+                    _shown(error),
+                )
+            self._is_away = True
+            now = time.monotonic()
+            self._next_try = now + max(_RETRY_SECONDS, _RETRY_FACTOR * (now - started))
+            return error
+        if self._is_away:
+            logger.info("%s takes metrics again", self._name)
+        self._is_away = False
+        return None
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
 class TensorBoard:
     """An event file in ``<output_dir>/tensorboard``, made anew from the lines that count whenever a job starts.
 
     So a resumed job has one file in which each step is there once, whatever a killed one had written.
     """
 
-    def __init__(self, job: TrainJob, past: Sequence[StepMetrics]) -> None:
+    def __init__(self, job: TrainJob, past: Iterable[StepMetrics]) -> None:
         # Imported here: who only checks what is installed does without.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -104,17 +187,21 @@ class TensorBoard:
 class WeightsAndBiases:
     """One run a job, in the project of ``WANDB_PROJECT`` or ``stillhouse``."""
 
-    def __init__(self, job: TrainJob, past: Sequence[StepMetrics]) -> None:
+    def __init__(self, job: TrainJob, past: Iterable[StepMetrics]) -> None:
         import wandb  # installed by whoever names it
 
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "stillhouse"),
-            id=job.fingerprint()[:16],
-            name=job.name,
-            config=job.identity(),
-            resume="allow",
-            dir=None if "://" in job.output_dir else job.output_dir,
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "stillhouse"),
+                id=job.fingerprint()[:16],
+                name=job.name,
+                config=job.identity(),
+                resume="allow",
+                dir=None if "://" in job.output_dir else job.output_dir,
+            )
+        except Exception:
+            wandb.teardown()  # its service would refuse the next try, as the run's id were in use
+            raise
         for metrics in past:
             self.log(metrics)
 
@@ -131,7 +218,7 @@ class WeightsAndBiases:
 class MLflow:
     """One run a job, in the experiment of ``MLFLOW_EXPERIMENT_NAME`` or ``stillhouse``."""
 
-    def __init__(self, job: TrainJob, past: Sequence[StepMetrics]) -> None:
+    def __init__(self, job: TrainJob, past: Iterable[StepMetrics]) -> None:
         import mlflow  # installed by whoever names it
 
         self._mlflow: Any = mlflow
@@ -147,27 +234,28 @@ class MLflow:
         else:
             tags = {"stillhouse_job": tag}
             self._run_id = self._client.create_run(experiment_id, tags=tags, run_name=job.name).info.run_id
-            for key, value in job.identity().items():
-                self._client.log_param(self._run_id, key, str(value)[:500])
-        history = self._client.get_metric_history(self._run_id, "train/loss")
-        self._last_step = max((metric.step for metric in history), default=0)
+        # Again on a resume: an outage may have come between, and equal values are no change.
+        params = [mlflow.entities.Param(key, str(value)[:500]) for key, value in job.identity().items()]
+        self._client.log_batch(self._run_id, params=params)
+        self._last_step: int | None = None
         for metrics in past:
             self.log(metrics)
 
     def log(self, metrics: StepMetrics) -> None:
         """Add one line, unless the run has its step already."""
+        if self._last_step is None:
+            history = self._client.get_metric_history(self._run_id, "train/loss")
+            self._last_step = max((metric.step for metric in history), default=0)
         if metrics.step <= self._last_step:
             return
+        self._last_step = None  # where no answer comes, the run may have the line or not
         time_ms = int(metrics.time * 1000)
         entities = [
             self._mlflow.entities.Metric(name, value, time_ms, metrics.step)
             for name, value in name_scalars(metrics).items()
         ]
-        try:
-            self._client.log_batch(self._run_id, metrics=entities)
-        except self._mlflow.exceptions.MlflowException as error:
-            # A server that is away for a while must not end a training; metrics.jsonl has the line.
-            logger.warning("MLflow did not take step %d: %s", metrics.step, error)
+        self._client.log_batch(self._run_id, metrics=entities)
+        self._last_step = metrics.step
 
     def close(self) -> None:
         """Mark the run as ended; a resumed job opens it again."""
