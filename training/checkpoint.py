@@ -1,7 +1,8 @@
 """Checkpoints of a training run: written by all ranks with DCP, valid once their manifest stands, checked on resume.
 
 A checkpoint is ``<output_dir>/checkpoints/step-XXXXXXXX`` and counts when it has ``complete.json``, which is written
-last and holds the progress and each file's digest. Any number of workers can resume from it.
+last, once all of it would outlive a power cut, and holds the progress and each file's digest. Any number of workers can
+resume from it.
 """
 
 import json
@@ -144,13 +145,19 @@ class CheckpointStore:
         """Write and commit ``state``; on the thread or, without one in flight, on the caller's."""
         uri = self._uri(f"step-{progress.step:08d}")
         self._on_first_rank(lambda: storage.remove_tree(uri))
+        # DCP syncs a local file before its last bytes leave Python's buffer, and for an object store the whole machine.
+        writer = FsspecWriter(uri, sync_files=False)
         with _ordinary_errors():
-            save(state, storage_writer=FsspecWriter(uri), process_group=self._group.group, no_dist=self._is_alone)
-        digests = self._digest_files(uri, self._on_first_rank(lambda: storage.list_names(uri)))
+            save(state, storage_writer=writer, process_group=self._group.group, no_dist=self._is_alone)
+        names = self._on_first_rank(lambda: storage.list_names(uri))
+        self._on_all_ranks(lambda: storage.sync(*(storage.join(uri, name) for name in self._share(names))))
+        digests = self._digest_files(uri, names)
 
         def commit() -> None:
             manifest = {"progress": asdict(progress), "files": digests}
+            storage.sync(uri)
             storage.write_text(storage.join(uri, _MANIFEST), json.dumps(manifest))
+            storage.sync(self._uri())  # before those that it replaces are gone
             self._prune()
 
         self._on_first_rank(commit)
@@ -158,9 +165,13 @@ class CheckpointStore:
     def _uri(self, *names: str) -> str:
         return storage.join(self._output_dir, "checkpoints", *names)
 
+    def _share(self, names: list[str]) -> list[str]:
+        """Return this rank's part of the files."""
+        return names[self._world.rank :: self._world.size]
+
     def _digest_files(self, uri: str, names: list[str]) -> dict[str, str]:
         """Return each file's digest, read back by all ranks together; a missing file has an empty one."""
-        mine = [(name, storage.join(uri, name)) for name in names[self._world.rank :: self._world.size]]
+        mine = [(name, storage.join(uri, name)) for name in self._share(names)]
         parts = self._on_all_ranks(
             lambda: [(name, sha256_of(file) if storage.exists(file) else "") for name, file in mine]
         )

@@ -1,9 +1,10 @@
 """Files of a run on any fsspec URI: small JSON documents, whole directories, and their commits.
 
 Everything is written under another name and then committed. A local rename is atomic, and so is the upload of one
-object to an object store.
+object to an object store, which outlives a power cut as it is; locally `sync` sees to that.
 """
 
+import errno
 import io
 import json
 import os
@@ -38,7 +39,7 @@ def exists(uri: str) -> bool:
 
 
 def write_text(uri: str, text: str) -> None:
-    """Replace the file at ``uri`` as a whole; a reader sees the old text or the new."""
+    """Replace the file at ``uri`` as a whole; a reader sees the old text or the new, also after a power cut."""
     fs, path = open_filesystem(uri)
     fs.makedirs(posixpath.dirname(path), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):
@@ -48,7 +49,28 @@ def write_text(uri: str, text: str) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     os.chmod(partial, 0o644)  # mkstemp's 0600 would hide the run from its other readers
+    sync(partial)
     os.replace(partial, path)
+    sync(os.path.dirname(path))
+
+
+def sync(*uris: str) -> None:
+    """Return when what was written to these files, and the names in these directories, would outlive a power cut."""
+    for uri in uris:
+        fs, path = open_filesystem(uri)
+        if isinstance(fs, LocalFileSystem):
+            _sync_local(path)
+
+
+def _sync_local(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of mounts that have no such thing, mostly for directories
+            raise
+    finally:
+        os.close(handle)
 
 
 def read_json(uri: str) -> Any | None:
