@@ -112,3 +112,50 @@ def test_replica_behind_the_plain_endpoint_loads_nothing_but_what_was_decided_on
     last = err.strip().splitlines()[-1]
     assert last.startswith(f"configs.errors.UserError: {model}/LICENSE has sha256 ")
     assert "was decided on with" in last
+
+
+# As on a standing cluster: a run has started Serve for itself, then somebody wants to serve people.
+STANDING = """
+import sys
+from http.client import HTTPConnection
+from upath import UPath
+from cluster.run_dir import RunDir
+from cluster.session import ray_session
+from cluster.teachers import _start_serve
+from configs.errors import UserError
+from configs.schema import ClusterConfig, DeadlinesConfig
+
+port = int(sys.argv[2])
+with ray_session(ClusterConfig(num_cpus=1), DeadlinesConfig(), RunDir(UPath(sys.argv[1]))):
+    from ray import serve
+
+    _start_serve(None)
+    try:
+        _start_serve(port)
+    except UserError as error:
+        print(error)
+    serve.shutdown()
+    _start_serve(port)
+    proxy = HTTPConnection("127.0.0.1", port, timeout=20)
+    proxy.request("GET", "/-/healthz")
+    print(proxy.getresponse().status)  # not well while there is no application, but there
+    _start_serve(port)
+    _start_serve(None)
+"""
+
+
+def test_serve_that_a_run_has_started_without_proxy_is_told(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", STANDING, str(tmp_path), str(port)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, _ = process.communicate(timeout=100)
+        finally:
+            end_session(process.pid)
+    assert process.returncode == 0
+    told, *_, status = out.splitlines()  # between them, what Ray says as it ends Serve
+    assert told.startswith("Serve runs on this cluster without an HTTP proxy, as a run has started it")
+    assert f"nobody would answer at 127.0.0.1:{port}" in told
+    assert status == "503"

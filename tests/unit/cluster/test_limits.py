@@ -1,17 +1,25 @@
 """What is refused for a cluster's size, and how a cluster is known to have one."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.context import RunContext
 from cluster.growth import is_fixed
-from cluster.limits import check_both, check_student, check_teachers
+from cluster.limits import UNTOLD, check_both, check_student, check_teachers
+from cluster.phases.overlap import generate_and_train
+from cluster.progress import Progress
+from cluster.run_dir import RunDir
 from cluster.session import Session
 from configs.errors import UserError
+from tests.unit.cluster.runs import record
 from tests.unit.configs.trees import make_config
+from tests.unit.services.shards import commit_plan, make_plan, make_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -58,6 +66,10 @@ class FakeSession(Session):
     has: Mapping[str, float] = field(default_factory=dict)
     fixed: bool = True
     most: dict[str, float] | None = None
+    there: Sequence[dict[str, float]] = ()
+
+    def nodes(self, labels: dict[str, str] | None = None) -> list[dict[str, float]]:
+        return list(self.there)
 
     def resources(self) -> dict[str, float]:
         return dict(self.has)
@@ -124,3 +136,47 @@ def test_limits_that_an_autoscaler_tells_are_held_against_the_recipe() -> None:
 def test_cluster_that_does_not_tell_whether_it_grows_refuses_nothing() -> None:
     config = make_config(teacher__min_replicas=99, teacher__max_replicas=99, **ON_H100)
     check_teachers(config, joined({"CPU": 1.0}, fixed=False), ["teacher"])
+
+
+def planned(root: Path, **changed: Any) -> RunContext:
+    """A run with rows to make."""
+    config = make_config(run_dir=str(root), **changed)
+    run_dir = RunDir.of(config)
+    make_plan(Path(run_dir.prompts_uri), make_prompts(8))
+    commit_plan(Path(run_dir.prompts_uri), Path(run_dir.completions_uri), skip=(0, 1))
+    record(run_dir, "plan", rows=8, shards=2, transfer="token_ids")
+    return RunContext(config, run_dir, Progress(config.name, run_dir))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "changed", "key"),
+    [
+        (1.0, {}, "teacher.min_replicas and generation.clients"),
+        (2.0, {"training__num_workers": 3}, "training.num_workers"),
+        (
+            2.0,
+            {"training__num_workers": 2, "training__max_steps": 5, "cluster__phases": "overlapped"},
+            "cluster.phases",
+        ),
+    ],
+)
+def test_run_that_a_cluster_cannot_do_is_refused_before_its_teacher_is_started(
+    cpus: float, changed: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    ctx = planned(tmp_path, **changed)
+    ctx._session = joined({"CPU": cpus}, there=[{"CPU": cpus}])
+    with pytest.raises(UserError, match=f"^{key}"):
+        generate_and_train(ctx)
+    assert ctx.run_dir.phase_record("generate") is None
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_joined_cluster_that_does_not_tell_is_said_in_one_line(
+    fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = joined({"CPU": 1.0}, fixed=fixed, there=[{"CPU": 1.0}])
+    monkeypatch.setattr("cluster.context.ray_session", lambda *_: nullcontext(session))
+    with planned(tmp_path) as ctx:
+        assert ctx.session is ctx.session
+    said = [line for line in capsys.readouterr().err.splitlines() if "cluster.max_gpus" in line]
+    assert said == ([] if fixed else [UNTOLD])
