@@ -31,6 +31,8 @@ Float32s = npt.NDArray[np.float32]
 _TOKEN_COLUMNS = ["prompt_token_ids", "completion_token_ids"]
 _TOPK_COLUMNS = ["completion_topk_ids", "completion_topk_logprobs"]
 _READ_BYTES = 8 << 20
+# Rows measured at a time; with candidates, of which a row has a hundred times as many bytes, fewer.
+_BATCH_ROWS, _TOPK_BATCH_ROWS = 65_536, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ def load_corpus(files: tuple[DataFile, ...], config: TrainingConfig, world: Worl
 def measure_files(
     files: Sequence[DataFile], config: TrainingConfig, world: World, excluded: Exclusions = ()
 ) -> list["FileMeasures"]:
-    """Return what `assemble_corpus` needs to know of each file, on every rank; UserError when a digest differs."""
+    """Return what `assemble_corpus` needs to know of each file, on every rank.
+
+    UserError when a digest differs, or when the objective asks for candidates and a row has another number than its
+    tokens want.
+    """
     with world.agreement():
         needed = _TOPK_COLUMNS if config.objective.kl_weight else []
         mine = [(i, _measure_file(files[i], needed, excluded)) for i in range(world.rank, len(files), world.size)]
@@ -136,11 +142,15 @@ def _measure_file(file: DataFile, needed: list[str], excluded: Exclusions) -> Fi
                 "it to 0, or generate the rows with sampling.top_logprobs"
             )
         lineage = exclusion_columns(excluded, parquet.schema_arrow.names)
-        for batch in parquet.iter_batches(columns=["prompt_id", "status", *_TOKEN_COLUMNS, *lineage]):
+        columns = ["prompt_id", "status", *_TOKEN_COLUMNS, *lineage, *needed]
+        for batch in parquet.iter_batches(_TOPK_BATCH_ROWS if needed else _BATCH_ROWS, columns=columns):
             prompt, completion = (_list_lengths(batch.column(name)) for name in _TOKEN_COLUMNS)
             is_accepted = pc.equal(batch.column("status"), str(RowStatus.ACCEPTED)).to_numpy(zero_copy_only=False)
             # Nothing predicts the first token of a row, so without a prompt it bears no loss.
-            loss = np.where(is_accepted & ~find_excluded(batch, excluded), completion - (prompt == 0), 0)
+            is_learnt = is_accepted & ~find_excluded(batch, excluded)
+            if needed:
+                _check_candidates(batch.filter(pa.array(is_learnt)), file)
+            loss = np.where(is_learnt, completion - (prompt == 0), 0)
             lengths.append(prompt + completion)
             loss_lengths.append(np.maximum(loss, 0).astype(np.int32))
             # The same prompt is always on the same side, in every run: no sample of it leaks into the evaluation.
@@ -156,6 +166,20 @@ def _measure_file(file: DataFile, needed: list[str], excluded: Exclusions) -> Fi
         np.concatenate(loss_lengths or [empty]),
         np.concatenate(hashes or [np.zeros(0, np.uint32)]),
     )
+
+
+def _check_candidates(batch: pa.RecordBatch, file: DataFile) -> None:
+    """Raise UserError when a row's candidates are not as many for each of its tokens; a row may have none at all."""
+    tokens, ids, logprobs = (_list_lengths(batch.column(n)) for n in ("completion_token_ids", *_TOPK_COLUMNS))
+    wrong = np.flatnonzero((ids != logprobs) | (ids % np.maximum(tokens, 1) != 0))
+    if len(wrong):
+        row = int(wrong[0])
+        raise UserError(
+            f"the row of prompt {batch.column('prompt_id')[row]} in {file.path!r} has {ids[row]} ids and "
+            f"{logprobs[row]} log-probabilities of the teacher's candidates for its {tokens[row]} tokens, and "
+            "training.objective.kl_weight needs as many of both for each token; generate the rows again with "
+            "sampling.top_logprobs, or set it to 0"
+        )
 
 
 def _list_lengths(column: pa.Array) -> Int32s:

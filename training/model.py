@@ -15,6 +15,9 @@ from training.loss import LogitTransform
 # Relative to the logits' spread; float32 sums in another order differ by about 1e-6 of it.
 _PROBE_TOLERANCE = 1e-3
 
+# Columns of a head from which torch's kernel takes it on a GPU.
+_MIN_FLEX_HEAD = 16
+
 
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a directory or Hub repository; UserError names what is missing."""
@@ -173,13 +176,15 @@ def _set_attention(model: PreTrainedModel, job: TrainJob) -> None:
     """Set the attention of training, which ``auto`` leaves as it is on a CPU."""
     chosen, is_gpu = job.training.attention, job.device is JobDevice.GPU
     if chosen is Attention.AUTO:
-        if is_gpu and model._supports_flex_attn:
+        if is_gpu and model._supports_flex_attn and _find_flex_obstacle(model) is None:
             model.set_attn_implementation(Attention.FLEX)
         return
     if chosen is Attention.SDPA and _has_softcap(model):
         raise UserError("training.attention=sdpa would leave out the student's attention soft cap; set it to auto")
     if chosen is Attention.FLEX and not is_gpu:
         raise UserError("training.attention=flex_attention needs student.device=gpu; set training.attention=auto")
+    if chosen is Attention.FLEX and (obstacle := _find_flex_obstacle(model)) is not None:
+        raise UserError(f"training.attention=flex_attention cannot be had with {obstacle}; set training.attention=auto")
     try:
         model.set_attn_implementation(chosen)
     except ValueError as error:
@@ -187,6 +192,16 @@ def _set_attention(model: PreTrainedModel, job: TrainJob) -> None:
             f"training.attention={chosen} cannot be had for a student of type {model.config.model_type}; set "
             f"training.attention=auto ({_first_line(error)})"
         ) from error
+
+
+def _find_flex_obstacle(model: PreTrainedModel) -> str | None:
+    """Return what of the student FlexAttention would refuse, though only when it is run; None where it takes it."""
+    config = model.config.get_text_config()
+    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
+        if dropout := getattr(config, name, None):
+            return f"the student's {name} of {dropout}"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return f"heads of {size} (fewer than {_MIN_FLEX_HEAD})" if size < _MIN_FLEX_HEAD else None
 
 
 def check_directory(path: str, what: str) -> None:

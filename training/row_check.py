@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
@@ -181,7 +182,13 @@ def _find_template_problem(
     if not answer:
         return None
     turn = {"role": "assistant", "content": answer}
-    whole = tokenizer.apply_chat_template([*messages, turn], tokenize=False, **template_kwargs)
+    try:
+        whole = tokenizer.apply_chat_template([*messages, turn], tokenize=False, **template_kwargs)
+    except TemplateError as error:
+        return (
+            f"the student's chat template refuses this prompt with its answer {_shown(answer)} ({error}); leave such "
+            "rows out or take a student whose template allows them"
+        )
     frame, found_answer, _ = whole.removeprefix(prompt).partition(answer)
     if whole.startswith(prompt) and found_answer and _THINKING_FRAME.fullmatch(frame):
         return None

@@ -144,3 +144,37 @@ def test_load_corpus_divergence_without_the_teachers_logprobs_is_refused(tmp_pat
     config = CONFIG.model_copy(update={"objective": ObjectiveConfig(kl_weight=0.5)})
     with pytest.raises(UserError, match=r"kl_weight needs the teacher's log-probabilities, and .*a\.parquet"):
         load_corpus((write_rows(tmp_path / "a.parquet", make_rows(3)),), config, WORLD)
+
+
+@pytest.mark.parametrize(
+    ("ids", "logprobs", "told"),
+    [
+        ([7, 8, 2], [-1.0] * 3, "has 3 ids and 3 log-probabilities of the teacher's candidates for its 2 tokens"),
+        ([7, 2], [-1.0] * 4, "has 2 ids and 4 log-probabilities"),
+        (None, [-1.0] * 2, "has 0 ids and 2 log-probabilities"),
+        ([7, 2], [-1.0] * 2, None),
+        (None, None, None),
+    ],
+)
+@pytest.mark.parametrize("status", ["accepted", "rejected"])
+def test_load_corpus_row_with_a_wrong_number_of_candidates_is_named(
+    tmp_path: Path, ids: list[int] | None, logprobs: list[float] | None, told: str | None, status: str
+) -> None:
+    right = {
+        "completion_token_ids": [7, 2],
+        "completion_topk_ids": [7, 8, 2, 3],
+        "completion_topk_logprobs": [-1.0] * 4,
+    }
+    rows = [row | right for row in make_rows(5)]
+    rows[3] |= {"status": status, "completion_topk_ids": ids, "completion_topk_logprobs": logprobs}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "topk.parquet")
+    files = (DataFile(str(tmp_path / "topk.parquet"), 5),)
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(kl_weight=0.5)})
+    load_corpus(files, CONFIG, WORLD)
+    if told is None or status == "rejected":
+        load_corpus(files, config, WORLD)
+        return
+    with pytest.raises(UserError) as error:
+        load_corpus(files, config, WORLD)
+    for part in (rows[3]["prompt_id"], "topk.parquet", told):
+        assert part in str(error.value)

@@ -8,7 +8,7 @@ import torch
 
 from configs.errors import UserError
 from tests.unit.training.tiny import LLAMA, make_job
-from training.job import TrainJob
+from training.job import JobDevice, TrainJob
 from training.model import build_model, find_decoder_layers, load_tokenizer
 
 # Counts its positions itself, so a packed row would go on where the row before it ended.
@@ -82,6 +82,22 @@ def test_build_model_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_build_model_bad_input_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(make_job(tmp_path, **overrides))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [({"head_dim": 16}, "flex_attention"), ({"head_dim": 16, "attention_dropout": 0.1}, "sdpa"), ({}, "sdpa")],
+)
+def test_build_model_on_a_gpu_attends_with_flex_attention_unless_that_would_refuse_the_first_step(
+    tmp_path: Path, arguments: dict[str, Any], chosen: str
+) -> None:
+    """Its kernel has no dropout and wants heads of 16 at least; tiny ones have 8."""
+    job = make_job(tmp_path, init=init_of(**arguments), device=JobDevice.GPU)
+    assert build(job).config._attn_implementation == chosen
+    if chosen == "sdpa":
+        explicit = make_job(tmp_path, init=init_of(**arguments), device=JobDevice.GPU, attention="flex_attention")
+        with pytest.raises(UserError, match=r"flex_attention cannot be had with .*; set training\.attention=auto"):
+            build(explicit)
 
 
 def test_build_model_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:

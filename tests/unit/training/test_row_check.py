@@ -27,6 +27,7 @@ THINKING = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
 )
+REFUSING = TEMPLATE + "{% if messages[-1].role == 'assistant' %}{{ raise_exception('a user must be last') }}{% endif %}"
 CHANNELS = (
     "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}final{% endif %}{{ m.content }}<eos>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -109,6 +110,16 @@ def test_find_problem_template_that_frames_answers_is_described_for_text() -> No
     problem = find(row_of("it is 7", tokenizer), tokenizer, Transfer.TEXT)
     assert problem is not None
     assert "<|assistant|>finalit is 7" in problem
+
+
+def test_check_rows_template_that_refuses_an_answer_is_one_sentence_with_row_and_reason(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(REFUSING)
+    rows = [row_of("it is 7", tokenizer)]
+    job = make_job(tmp_path, files=(write_rows(tmp_path / "rows.parquet", rows),), transfer=Transfer.TEXT)
+    with pytest.raises(UserError) as error:
+        check_rows(job, tokenizer)
+    for part in (rows[0]["prompt_id"], "refuses this prompt with its answer 'it is 7' (a user must be last); leave"):
+        assert part in str(error.value)
 
 
 def test_find_problem_text_that_the_tokenizer_loses_is_described() -> None:
