@@ -26,7 +26,7 @@ from services.order import LengthEstimate, in_order
 from services.plan import read_shard
 from services.requester import Requester
 from services.table import write_file
-from services.template import PromptRenderer
+from services.template import PromptRenderer, import_transformers_without_torch
 
 SHARDS_ENDING = 2  # shards of which only the longest rows are left, and which fill little of the window
 CALLS_IN_WINDOW = 5  # at least: while one waits for room, four are with the engine
@@ -91,6 +91,8 @@ class ShardClient:
         from ray import serve  # the actor's process has Ray; importing this module must not need it
 
         self._spec = spec
+        if not spec.trust_remote_code:  # a repository's own code may want PyTorch
+            import_transformers_without_torch()
         self._renderer = PromptRenderer.load(
             spec.tokenizer, spec.tokenizer_revision, spec.chat_template_kwargs, spec.trust_remote_code
         )

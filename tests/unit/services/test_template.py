@@ -1,6 +1,8 @@
 """Prompts become the teacher's token ids by its own chat template."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,26 @@ def test_load_without_a_tokenizer_is_refused_with_the_place(tmp_path: Path, cont
     with pytest.raises(UserError) as error:
         load(str(source))
     assert f"no tokenizer can be loaded from {source}" in str(error.value)
+
+
+LIGHT = """
+import json, sys
+from services.template import PromptRenderer, import_transformers_without_torch
+
+import_transformers_without_torch()
+renderer = PromptRenderer.load(sys.argv[1], None, {}, False)
+[ids] = renderer.render(["abc"])
+loaded = "torch" in sys.modules
+import torch
+
+print(json.dumps([loaded, ids, renderer.decode([ids]), renderer.fingerprint()]))
+"""
+
+
+def test_renderer_without_torch_renders_and_decodes_the_same_and_leaves_torch_to_others(model: str) -> None:
+    answer = subprocess.run([sys.executable, "-c", LIGHT, model], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    renderer = load(model)
+    [ids] = renderer.render(["abc"])
+    assert json.loads(answer.stdout) == [False, ids, renderer.decode([ids]), renderer.fingerprint()]
