@@ -44,6 +44,7 @@ def is_teacher_made(config: RunConfig, run_dir: RunDir) -> bool:
     return make is not None and (made_teacher_dir(make, run_dir) / "training" / "result.json").exists()
 
 
-def student_tokenizer(config: RunConfig, teacher: TeacherSource) -> str:
-    """The tokenizer the student speaks: its own, or the teacher's when it starts from random weights."""
-    return config.student.model or teacher.model
+def student_tokenizer(config: RunConfig, teacher: TeacherSource) -> tuple[str, str | None]:
+    """The tokenizer the student speaks with its revision: its own, or the teacher's when its weights are random."""
+    student = config.student
+    return (teacher.model, teacher.revision) if student.model is None else (student.model, student.revision)

@@ -26,7 +26,7 @@ def check_models(config: RunConfig, run_dir: RunDir) -> Transfer:
     for name, source in sources.items():
         _check_template(config, name, source)
     student = student_tokenizer(config, sources[config.main_teacher])
-    transfers = {_transfer(config, student, source.model) for source in sources.values()}
+    transfers = {_transfer(config, student, (source.model, source.revision)) for source in sources.values()}
     transfer = transfers.pop() if len(transfers) == 1 else Transfer.TEXT
     if transfer is Transfer.TEXT and config.training.objective.kl_weight:
         raise UserError(
@@ -97,7 +97,8 @@ def _check_template(config: RunConfig, name: str, source: TeacherSource) -> None
         )
 
 
-def _transfer(config: RunConfig, student: str, teacher: str) -> Transfer:
+def _transfer(config: RunConfig, student: tuple[str, str | None], teacher: tuple[str, str | None]) -> Transfer:
+    """Each is given by its tokenizer and the revision of that."""
     wanted = config.student.transfer
     if wanted is TransferMode.TEXT:
         return Transfer.TEXT
@@ -105,7 +106,7 @@ def _transfer(config: RunConfig, student: str, teacher: str) -> Transfer:
         return Transfer.TOKEN_IDS
     from training.tokenizer import find_tokenizer_difference
 
-    difference = find_tokenizer_difference(teacher, student)
+    difference = find_tokenizer_difference(teacher[0], student[0], teacher[1], student[1])
     if difference is None:
         return Transfer.TOKEN_IDS
     if wanted is TransferMode.TOKEN_IDS:

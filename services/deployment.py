@@ -15,7 +15,7 @@ from ray.serve.schema import ApplicationStatus, ReplicaState, ServeStatus
 
 from configs.errors import DeadlineExceeded, UserError
 from configs.schema import Device, EngineKind, TeacherConfig
-from services.binding import Binding
+from configs.terms.binding import Binding
 from services.engine_settings import engine_environment, engine_kwargs
 from services.scaling import BacklogPolicy
 from services.teacher import InProcessTeacher

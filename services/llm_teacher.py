@@ -14,7 +14,7 @@ from ray import serve
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 
-from services.binding import Binding, check_binding
+from configs.terms.binding import Binding, check_binding
 from services.gateway.requests import CHAT
 from services.generation import GenerateRequest, GenerateResult
 from services.meter import Meter

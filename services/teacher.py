@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
-from services.binding import Binding, check_binding
+from configs.terms.binding import Binding, check_binding
 from services.engine import InProcessEngine
 from services.generation import GenerateRequest, GenerateResult
 from services.meter import Meter

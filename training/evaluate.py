@@ -15,7 +15,7 @@ def answer_prompts(
 
     ``hf_dir`` is the trained student, or None for the student that the job starts from.
     """
-    tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)
+    tokenizer = load_tokenizer(job.tokenizer, job.tokenizer_revision, job.trust_remote_code)
     token_ids = [encode_prompt(prompt, tokenizer, job.template_kwargs) for prompt in prompts]
     with tempfile.TemporaryDirectory(prefix="stillhouse-student-") as scratch:
         if hf_dir is None:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from configs.schema import TrainingConfig
+from configs.terms.binding import Binding
 from training.quarantine import Exclusions
 
 
@@ -80,6 +81,7 @@ class TrainJob:
     """One student to train; exactly one of ``model`` (weights to start from) and ``init`` (random weights) is set.
 
     ``files`` are sealed; with ``commits`` there are none, and the rows are those of a table that may still grow.
+    ``binding`` is what ``model`` was decided on, checked where it is loaded.
 
     >>> job = TrainJob(name="student", files=(DataFile("rows.parquet", 512),), tokenizer="runs/a/tokenizer",
     ...                init={"model_type": "llama", "arguments": {"hidden_size": 64}}, output_dir="runs/a/student")
@@ -102,6 +104,8 @@ class TrainJob:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     excluded: Exclusions = ()
     commits: Commits | None = None
+    tokenizer_revision: str | None = None
+    binding: Binding | None = None
 
     def to_json(self) -> str:
         """Return the job as one JSON object."""
@@ -116,6 +120,7 @@ class TrainJob:
         data["transfer"] = Transfer(data["transfer"])
         data["device"] = JobDevice(data["device"])
         data["commits"] = Commits(**data["commits"]) if data.get("commits") else None
+        data["binding"] = Binding.from_dict(data["binding"]) if data.get("binding") else None
         data["training"] = TrainingConfig.model_validate(data["training"])
         return cls(**data)
 
@@ -137,6 +142,8 @@ class TrainJob:
         }
         if self.commits is not None:
             result["commits"] = [self.commits.table_id, self.commits.num_files]
+        if self.tokenizer_revision is not None and self.tokenizer != self.model:
+            result["tokenizer_revision"] = self.tokenizer_revision
         if self.excluded:
             result["excluded"] = list(self.excluded)
         training = self.training.model_dump(mode="json")

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from configs.errors import UserError
+from configs.terms.binding import check_binding
 from training.corpus import load_corpus
 from training.job import Commits, TrainJob, Transfer
 from training.liger import check_loss_kernel
@@ -48,7 +49,9 @@ def prepare(job: TrainJob, world: World) -> Setup:
     torch.set_num_threads(job.training.threads_per_worker)
     with world.agreement():
         check_loss_kernel(job)
-        tokenizer = load_tokenizer(job.tokenizer, trust_remote_code=job.trust_remote_code)
+        if job.binding is not None:
+            check_binding(job.binding)
+        tokenizer = load_tokenizer(job.tokenizer, job.tokenizer_revision, job.trust_remote_code)
     rows = _open_growing(job, job.commits, tokenizer, world) if job.commits else _open_sealed(job, tokenizer, world)
     student = _build_student(job, tokenizer, world)
     student.train()

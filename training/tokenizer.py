@@ -35,12 +35,15 @@ def build_character_tokenizer(characters: str, chat_template: str | None = None)
     return tokenizer
 
 
-def find_tokenizer_difference(first: str, second: str) -> str | None:
+def find_tokenizer_difference(
+    first: str, second: str, first_revision: str | None = None, second_revision: str | None = None
+) -> str | None:
     """Return None when two tokenizers give every text the same ids, else a phrase that names the first difference.
 
     Compares vocabularies, special tokens and the encodings of probe texts.
     """
-    a, b = AutoTokenizer.from_pretrained(first), AutoTokenizer.from_pretrained(second)
+    a = AutoTokenizer.from_pretrained(first, revision=first_revision)
+    b = AutoTokenizer.from_pretrained(second, revision=second_revision)
     vocabulary_a, vocabulary_b = a.get_vocab(), b.get_vocab()
     if vocabulary_a != vocabulary_b:
         if len(vocabulary_a) != len(vocabulary_b):

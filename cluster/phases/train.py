@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from cluster.admission import Quarantined, admit
+from cluster.binding import bind_student
 from cluster.context import RunContext
 from cluster.models import student_tokenizer, teacher_source
 from cluster.run_estimate import TimeLeft
@@ -140,6 +141,7 @@ def _job(
 ) -> TrainJob:
     config, teacher = ctx.config, teacher_source(ctx.config, ctx.run_dir)
     plan = ctx.run_dir.phase_record("plan") or {}
+    tokenizer, tokenizer_revision = student_tokenizer(config, teacher)
     job = TrainJob(
         name=name,
         files=files,
@@ -148,13 +150,15 @@ def _job(
         revision=config.student.revision,
         init=config.student.init.model_dump() if config.student.init else None,
         lora=config.student.lora.model_dump(mode="json") if config.student.lora else None,
-        tokenizer=student_tokenizer(config, teacher),
+        tokenizer=tokenizer,
+        tokenizer_revision=tokenizer_revision,
         output_dir="",
         training=training,
         trust_remote_code=config.student.trust_remote_code,
         template_kwargs=config.pool[config.main_teacher].chat_template_kwargs,
         excluded=excluded,
         commits=commits,
+        binding=bind_student(config),
     )
     return replace(job, output_dir=ctx.run_dir.uri("training", f"{name}-{job.fingerprint()[:12]}"))
 

@@ -75,8 +75,8 @@ def serve_another_licence(directory: str, model: str) -> None:
     from cluster.run_dir import RunDir
     from cluster.session import ray_session
     from configs.schema import ClusterConfig, DeadlinesConfig
+    from configs.terms.binding import Binding
     from configs.terms.texts import decided_texts
-    from services.binding import Binding
 
     licence = Path(model) / "LICENSE"
     licence.write_text("You may.")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.binding import bind_teacher
+from cluster.binding import bind_student, bind_teacher
 from cluster.models import TeacherSource
-from services.binding import Binding, Decided
+from configs.terms.binding import Binding, Decided
 from tests.unit.configs.trees import make_config
 
 pytestmark = pytest.mark.unit
@@ -39,6 +39,19 @@ def test_teacher_is_bound_to_what_it_was_taken_for() -> None:
     assert bound.decided == Decided(("mit",), ("Qwen/Qwen3-8B",), ("mit",))
     assert bind("Qwen/Qwen3-8B").decided == Decided(("apache-2.0",), (), ("apache-2.0",))
     assert bind(TUNED).decided == Decided(())
+
+
+def test_student_is_bound_to_its_revision_texts_and_what_it_was_taken_for(tmp_path: Path) -> None:
+    assert bind_student(make_config()) is None  # random weights
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "LICENSE").write_text("You may.")
+    local = bind_student(make_config(student={"model": str(tmp_path)}, terms__student__license="mit"))
+    assert local is not None
+    assert ([name for name, _ in local.texts or ()], local.decided) == (["LICENSE"], Decided(("mit",), (), ("mit",)))
+    student = {"model": "Qwen/Qwen3-0.6B", "revision": COMMIT}
+    pinned = bind_student(make_config(student=student, terms__party__distribution="weights"))
+    decided = Decided(("apache-2.0",), (), ("apache-2.0",))
+    assert pinned == Binding("Qwen/Qwen3-0.6B", COMMIT, None, must_be_pinned=True, decided=decided)
 
 
 def test_home_made_teacher_is_not_read() -> None:

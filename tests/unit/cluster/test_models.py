@@ -66,7 +66,8 @@ def test_teacher_source_of_a_loaded_teacher_is_its_repository() -> None:
     assert teacher_source(config, RUN_DIR) == TeacherSource("owner/name", "abc")
 
 
-def test_student_tokenizer_is_its_own_or_the_teachers() -> None:
-    teacher = TeacherSource("owner/teacher", "abc")
-    assert student_tokenizer(make_config(), teacher) == "owner/teacher"
-    assert student_tokenizer(make_config(student={"model": "owner/student"}), teacher) == "owner/student"
+def test_student_tokenizer_is_its_own_or_the_teachers_at_the_revision_of_either() -> None:
+    teacher = TeacherSource("owner/teacher", "a" * 40)
+    assert student_tokenizer(make_config(), teacher) == ("owner/teacher", "a" * 40)
+    own = make_config(student={"model": "owner/student", "revision": "b" * 40})
+    assert student_tokenizer(own, teacher) == ("owner/student", "b" * 40)

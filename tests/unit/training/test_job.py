@@ -1,5 +1,6 @@
 """A job is plain data: it survives JSON, names what decides the result, and loads without torch or Ray."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import OptimizerConfig, TrainingConfig
+from configs.terms.binding import Binding, Decided
 from training.__main__ import main
 from training.job import DataFile, JobDevice, TrainJob, Transfer
 
@@ -28,6 +30,20 @@ def test_train_job_json_round_trip_is_equal() -> None:
     assert TrainJob.from_json(JOB.to_json()) == JOB
 
 
+def test_train_job_with_a_binding_json_round_trip_is_equal() -> None:
+    texts = (("LICENSE", "0" * 64),)
+    bound = Binding("owner/model", "a" * 40, texts, must_be_pinned=True, decided=Decided(("mit",), ("owner/base",)))
+    for binding in (bound, replace(bound, texts=None, decided=None)):
+        job = replace(JOB, init=None, model="owner/model", tokenizer_revision="a" * 40, binding=binding)
+        assert TrainJob.from_json(job.to_json()) == job
+
+
+def test_train_job_written_before_there_were_bindings_is_read() -> None:
+    data = json.loads(JOB.to_json())
+    del data["binding"], data["tokenizer_revision"]
+    assert TrainJob.from_json(json.dumps(data)) == JOB
+
+
 def test_train_job_unknown_key_is_refused() -> None:
     with pytest.raises(TypeError, match="colour"):
         TrainJob.from_json(JOB.to_json().replace('"name"', '"colour"'))
@@ -39,6 +55,7 @@ def test_train_job_unknown_key_is_refused() -> None:
         replace(JOB, name="other"),
         replace(JOB, output_dir="elsewhere"),
         replace(JOB, device=JobDevice.CPU),
+        replace(JOB, binding=Binding("owner/model")),
         replace(JOB, files=(replace(JOB.files[0], path="moved.parquet"), JOB.files[1])),
         replace(JOB, training=JOB.training.model_copy(update={"num_workers": 8, "log_every": 3, "max_failures": 9})),
     ],
@@ -53,6 +70,7 @@ def test_fingerprint_what_decides_nothing_learnt_keeps_it(other: TrainJob) -> No
         replace(JOB, files=(replace(JOB.files[0], sha256="cd" * 32), JOB.files[1])),
         replace(JOB, files=JOB.files[:1]),
         replace(JOB, template_kwargs={}),
+        replace(JOB, tokenizer_revision="a" * 40),
         replace(JOB, init={"model_type": "llama", "arguments": {"hidden_size": 32}}),
         replace(JOB, training=JOB.training.model_copy(update={"seed": 1})),
         replace(JOB, training=TrainingConfig(optimizer=OptimizerConfig(learning_rate=3e-5))),

@@ -1,10 +1,12 @@
-"""The gate at a replica's start: what it is about to load must be what was decided on.
+"""The gate where a model is loaded, a teacher by its replica or a student by its trainer: is it what was decided on?
 
-A replica may start hours after the decision, on another machine; so it looks at its own files, before the engine does.
+That may be hours after the decision, on another machine; so they look at their own files, before anything is loaded.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from configs.errors import UserError
 from configs.repository import COMMIT_LENGTH, is_commit, is_repository
@@ -43,6 +45,18 @@ class Binding:
     must_be_pinned: bool = False
     decided: Decided | None = None
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made of one, also after JSON turned its tuples into lists."""
+        texts, decided = data["texts"], data["decided"]
+        return cls(
+            model=data["model"],
+            revision=data["revision"],
+            texts=None if texts is None else tuple((name, digest) for name, digest in texts),
+            must_be_pinned=data["must_be_pinned"],
+            decided=None if decided is None else Decided(**{key: tuple(value) for key, value in decided.items()}),
+        )
+
 
 def check_binding(binding: Binding) -> None:
     """Raise `UserError` when the model on this machine is not the one that was decided on."""
@@ -55,7 +69,7 @@ def check_binding(binding: Binding) -> None:
         snapshot = _fetch_texts(binding)
         if is_commit(binding.revision) and snapshot.name != binding.revision:
             raise UserError(
-                f"the replica would load {binding.model} at {snapshot.name}, and {binding.revision} was decided on; "
+                f"{binding.model} at {snapshot.name} would be loaded, and {binding.revision} was decided on; "
                 "take that revision out of the cache, or name the commit that is there"
             )
         _check_texts(binding, snapshot, complete=False)
@@ -65,7 +79,7 @@ def check_binding(binding: Binding) -> None:
 def _check_revision(binding: Binding) -> None:
     if binding.must_be_pinned and not is_commit(binding.revision):
         raise UserError(
-            f"the replica would load {binding.model} at {binding.revision!r}, which may change; where others get the "
+            f"{binding.model} at {binding.revision!r} would be loaded, which may change; where others get the "
             f"student (terms.party.distribution) its revision must be a commit ({COMMIT_LENGTH} hex digits)"
         )
 
@@ -112,7 +126,7 @@ def _check_told(binding: Binding, directory: Path) -> None:
 
 
 def _fetch_texts(binding: Binding) -> Path:
-    """The repository's snapshot on this machine with its licence texts; the weights come with the engine."""
+    """The repository's snapshot on this machine with its licence texts; the weights come later."""
     from huggingface_hub import snapshot_download  # only repositories need it
 
     patterns = [*LICENSE_FILES, CARD]
