@@ -116,6 +116,8 @@ def require_put_if_absent(uri: str) -> None:
 def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str], deadline_s: float) -> StoredFile:
     """Store one shard's rows under a fresh name; nobody sees them before a `TableWriter` adds them.
 
+    An attempt that fails removes what it has left: on a full disk the next one needs that room.
+
     Raises:
         DeadlineExceeded: the store has refused for ``deadline_s`` seconds, as a full disk does.
     """
@@ -123,16 +125,30 @@ def write_file(uri: str, rows: pa.Table, shard: int, footer: dict[str, str], dea
     statistics = json.dumps(_statistics(rows))
 
     def attempt(_: int) -> StoredFile:
-        name = f"shard-{shard:06d}-{uuid.uuid4().hex}.parquet"  # an attempt before may have left half of its own
+        name = f"shard-{shard:06d}-{uuid.uuid4().hex}.parquet"  # a put that was given up may still arrive
         path = f"{uri.rstrip('/')}/{name}"
-        with fsspec.open(path, "wb") as file:
-            hashing = _Hashing(file)
-            pq.write_table(rows, hashing, compression=COMPRESSION)
-        filesystem, stored = fsspec.url_to_fs(path)
-        digest = hashing.digest.hexdigest()
-        return StoredFile(name, filesystem.size(stored), {}, int(time.time() * 1000), True, statistics, digest)
+        try:
+            with fsspec.open(path, "wb") as file:
+                hashing = _Hashing(file)
+                pq.write_table(rows, hashing, compression=COMPRESSION)
+            filesystem, stored = fsspec.url_to_fs(path)
+            digest = hashing.digest.hexdigest()
+            return StoredFile(name, filesystem.size(stored), {}, int(time.time() * 1000), True, statistics, digest)
+        except Exception:
+            _remove(path)
+            raise
 
     return _until(deadline_s, attempt, f"{uri}: shard {shard} could not be stored")
+
+
+def _remove(path: str) -> None:
+    """Remove a file that was stored in part, or not at all; one that stays is garbage for the table's vacuum."""
+    try:
+        filesystem, stored = fsspec.url_to_fs(path)
+        filesystem.rm_file(stored)
+    except Exception as error:
+        if not _is_of_store(error):
+            raise
 
 
 def _statistics(rows: pa.Table) -> dict[str, Any]:

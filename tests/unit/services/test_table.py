@@ -2,8 +2,9 @@
 
 import json
 import os
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def test_file_whose_upload_breaks_off_is_stored_again_under_another_name(
     monkeypatch.setattr(pq, "write_table", break_off)
     action = write(uri)
     assert (names[1], names[0]) == (action.path, *set(names) - {action.path})
+    assert [file.name for file in uri.glob("*.parquet")] == [action.path]
     claim(uri).add([action])
     assert prompt_ids(uri) == IDS
 
@@ -119,6 +121,34 @@ def test_file_that_cannot_be_stored_ends_with_the_stores_words(uri: Path, monkey
     monkeypatch.setattr(pq, "write_table", refuse)
     with pytest.raises(DeadlineExceeded, match=r"shard 3 could not be stored .* No space left"):
         write_file(str(uri), rows_to_table(make_rows(IDS)), 3, {}, 0.05)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[int]:
+    """No file of this process may have more bytes than this: the system refuses what a full disk would refuse."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield 1000
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_file_that_does_not_fit_leaves_nothing_behind_however_often_it_is_tried(uri: Path, small_disk: int) -> None:
+    with pytest.raises(DeadlineExceeded, match="could not be stored"):
+        write_file(str(uri), rows_to_table(make_rows(IDS)), 3, {"long": "x" * 2 * small_disk}, 0.05)
+    assert list(uri.glob("*.parquet")) == []
+
+
+def test_upload_that_breaks_off_leaves_nothing_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(_: Any, file: Any, **__: Any) -> None:
+        file.write(b"PAR1 and no more")
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(pq, "write_table", break_off)
+    with pytest.raises(DeadlineExceeded, match="connection reset"):
+        write_file("memory://bucket/full/completions", rows_to_table(make_rows(IDS)), 3, {}, 0.05)
+    assert not any("shard-" in path for path in MemoryFileSystem().find("/bucket/full"))
 
 
 def test_several_files_are_added_at_once(uri: Path) -> None:
