@@ -146,6 +146,24 @@ def replaced_directory(uri: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def replaced_file(uri: str) -> Iterator[Path]:
+    """Yield a local path whose content stands at ``uri`` when the block ends well, and outlives a power cut there."""
+    fs, path = open_filesystem(uri)
+    is_local = isinstance(fs, LocalFileSystem)
+    directory = posixpath.dirname(path)
+    fs.makedirs(directory, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory if is_local else None, prefix=".partial-") as partial:
+        file = Path(partial, posixpath.basename(path))
+        yield file
+        if is_local:
+            sync(str(file))
+            file.replace(path)
+            sync(directory)
+        else:
+            fs.put_file(str(file), path)
+
+
 def hand_over(file: Path, uri: str) -> None:
     """Upload a finished file of a `replaced_directory` of ``uri`` and free its room, where that is elsewhere."""
     fs, path = open_filesystem(uri)

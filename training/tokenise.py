@@ -1,7 +1,8 @@
 """Rows that a job derives from its data, once, as Parquet of token ids that is read like any other.
 
 Text transfer tokenises prompts and completions anew with the student's tokenizer; ground truth makes rows of reference
-answers. Rank 0 writes, the others wait; a resumed job finds the files again.
+answers. Each rank writes its share of the files, which are the same for any number of ranks; a resumed job finds them
+again.
 """
 
 import json
@@ -93,32 +94,35 @@ def _derive_files(
 ) -> tuple[DataFile, ...]:
     directory = storage.join(job.output_dir, name)
     manifest = storage.join(directory, "manifest.json")
-    with world.agreement():
-        if world.rank == 0 and storage.read_json(manifest) is None:
-            storage.write_text(manifest, json.dumps(_write_all(job, directory, columns, schema, convert)))
-    world.barrier()
-    entries = storage.read_json(manifest)
-    assert entries is not None
+    entries: list[dict[str, Any]] | None = world.broadcast(storage.read_json(manifest) if world.rank == 0 else None)
+    if entries is None:
+        with world.agreement():
+            mine = [
+                (number, _write_part(job, number, directory, columns, schema, convert))
+                for number in range(world.rank, len(job.files), world.size)
+            ]
+        written = dict(pair for pairs in world.gather(mine) for pair in pairs)
+        entries = [written[number] for number in range(len(job.files))]
+        if world.rank == 0:
+            storage.write_text(manifest, json.dumps(entries))
     return tuple(DataFile(storage.join(directory, e["name"]), e["num_rows"], e["sha256"]) for e in entries)
 
 
-def _write_all(
-    job: TrainJob, directory: str, columns: list[str], schema: pa.Schema, convert: _Convert
-) -> list[dict[str, Any]]:
-    with storage.replaced_directory(directory) as local:
-        entries = []
-        for number, file in enumerate(job.files):
-            check_file(file)
-            target = local / f"part-{number:06d}.parquet"
-            num_rows = 0
-            with pq.ParquetWriter(target, schema) as writer:
-                for rows in _read_batches(file, columns, job.excluded):
-                    table = convert(rows)
-                    if table.num_rows:
-                        writer.write_table(table)
-                    num_rows += table.num_rows
-            entries.append({"name": target.name, "num_rows": num_rows, "sha256": sha256_of(str(target))})
-    return entries
+def _write_part(
+    job: TrainJob, number: int, directory: str, columns: list[str], schema: pa.Schema, convert: _Convert
+) -> dict[str, Any]:
+    """Write the rows derived from one file; return what the manifest has of it."""
+    file, name, num_rows = job.files[number], f"part-{number:06d}.parquet", 0
+    check_file(file)
+    with storage.replaced_file(storage.join(directory, name)) as local:
+        with pq.ParquetWriter(local, schema) as writer:
+            for rows in _read_batches(file, columns, job.excluded):
+                table = convert(rows)
+                if table.num_rows:
+                    writer.write_table(table)
+                num_rows += table.num_rows
+        digest = sha256_of(str(local))
+    return {"name": name, "num_rows": num_rows, "sha256": digest}
 
 
 def _read_batches(file: DataFile, wanted: list[str], excluded: Exclusions) -> Iterator[list[dict[str, Any]]]:

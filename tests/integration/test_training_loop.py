@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.errors import UserError
 from configs.schema import OptimizerConfig
+from tests.integration.ranks import FINISHED, run_ranks
 from tests.unit.training.tiny import make_job
-from training.job import JobDevice, StepMetrics, TrainJob, TrainResult
+from training.job import JobDevice, StepMetrics, TrainJob, TrainResult, Transfer
 from training.loop import train
 from training.parallel import joined_world
 
@@ -248,3 +249,13 @@ def test_train_output_on_an_object_store_resumes_and_exports(tmp_path: Path) -> 
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").config.vocab_size == 16
     finally:
         fs.rm("/bucket", recursive=True)
+
+
+def test_train_text_that_two_ranks_tokenise_has_the_losses_of_the_token_ids_in_one(tmp_path: Path) -> None:
+    ids = make_job(tmp_path / "ids", max_steps=4)
+    text = make_job(tmp_path / "text", max_steps=4, transfer=Transfer.TEXT)
+    run(ids)
+    assert run_ranks(text, 2) == [FINISHED, FINISHED]
+    theirs, ours = ([line["loss"] for line in metrics_of(job)] for job in (ids, text))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert len(list(Path(text.output_dir, "tokenised").glob("part-*.parquet"))) == len(text.files) == 2

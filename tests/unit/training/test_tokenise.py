@@ -1,6 +1,9 @@
 """Text transfer: chats through the template, plain prompts as they are, completions with their end."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,73 @@ def test_tokenise_files_chat_gives_the_ids_that_the_teacher_had(tmp_path: Path) 
     written = [row for file in job.files for row in pq.read_table(file.path).to_pylist()]
     columns = ("prompt_id", "status", "prompt_token_ids", "completion_token_ids")
     assert tokenise(job) == [{name: row[name] for name in columns} for row in written]
+
+
+class Shared:
+    """What two ranks, as threads, exchange."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=60)
+        self.values: list[Any] = [None, None]
+
+
+@dataclass(frozen=True)
+class RankOfTwo(World):
+    """A world of two ranks that are threads."""
+
+    shared: Shared = field(default_factory=Shared)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.shared.values[self.rank] = value
+        self.shared.barrier.wait()
+        values = list(self.shared.values)
+        self.shared.barrier.wait()
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+
+class CountingTokenizer:
+    """A tokenizer that counts the texts it is given."""
+
+    def __init__(self, path: str) -> None:
+        self.tokenizer, self.num_texts = load_tokenizer(path), 0
+
+    def __call__(self, texts: Any, **settings: Any) -> Any:
+        self.num_texts += len(texts) if isinstance(texts, list) else 1
+        return self.tokenizer(texts, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def test_tokenise_files_two_ranks_do_half_each_and_have_what_one_has(tmp_path: Path) -> None:
+    alone = make_job(tmp_path / "alone", num_rows=40, transfer=Transfer.TEXT)
+    job = replace(alone, output_dir=str(tmp_path / "shared"))
+    shared, tokenizers = Shared(), [CountingTokenizer(job.tokenizer) for _ in range(2)]
+    ranks = [RankOfTwo(rank, 2, torch.device("cpu"), shared=shared) for rank in range(2)]
+
+    def tokenise_on(world: RankOfTwo) -> tuple[DataFile, ...]:
+        return tokenise_files(job, tokenizers[world.rank], world)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(tokenise_on, ranks)
+        assert first == second == next(iter(pool.map(tokenise_on, ranks)))  # found again
+    assert [tokenizer.num_texts for tokenizer in tokenizers] == [40, 40]  # prompts and completions of 20 rows each
+    expected = tokenise_files(alone, load_tokenizer(alone.tokenizer), WORLD)
+    assert [file.sha256 for file in first] == [file.sha256 for file in expected]
+
+
+def test_tokenise_files_mistake_of_one_rank_is_raised_on_both(tmp_path: Path) -> None:
+    job = make_job(tmp_path, num_rows=10, transfer=Transfer.TEXT)
+    job = replace(job, files=(job.files[0], replace(job.files[1], sha256="0" * 64)))
+    shared, tokenizer = Shared(), load_tokenizer(job.tokenizer)
+    ranks = [RankOfTwo(rank, 2, torch.device("cpu"), shared=shared) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(tokenise_files, job, tokenizer, rank) for rank in ranks]
+    assert ["has changed" in str(one.exception()) for one in both] == [True, True]
+    assert not Path(job.output_dir, "tokenised", "manifest.json").exists()
 
 
 def test_tokenise_files_leaves_out_rows_that_were_not_accepted(tmp_path: Path) -> None:
@@ -70,7 +140,7 @@ def test_tokenise_files_chat_without_template_is_refused(tmp_path: Path) -> None
     job = make_job(tmp_path, tokenizer=tokenizer, transfer=Transfer.TEXT)
     with pytest.raises(UserError, match="student's tokenizer has no chat template"):
         tokenise(job)
-    assert not Path(job.output_dir, "tokenised").exists()
+    assert not list(Path(job.output_dir, "tokenised").iterdir())
 
 
 def test_tokenise_files_plain_prompt_needs_no_template(tmp_path: Path) -> None:
