@@ -69,7 +69,7 @@ def start_once(model: str) -> dict[str, float]:
             moments.append(time.monotonic())
             engine = EngineConfig(dtype="float32", max_num_seqs=128, max_model_len=512)
             teacher = TeacherConfig(model=model, engine=engine)
-            app = deployment.TeacherApp(APP_NAME, "start", model, teacher, Device.CPU, EngineKind.IN_PROCESS)
+            app = deployment.TeacherApp(APP_NAME, "start", model, teacher, Device.CPU, EngineKind.IN_PROCESS, 1)
             handle = deployment.start_teacher(app)
             deployment.wait_until_ready(APP_NAME, DEADLINE_S, lambda _: None)
             moments.append(time.monotonic())

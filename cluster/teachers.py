@@ -13,6 +13,7 @@ from cluster.limits import check_teachers
 from cluster.models import teacher_source
 from cluster.run_dir import RunDir
 from cluster.session import LOOPBACK
+from configs.errors import DeadlineExceeded
 from configs.schema import Device, EngineKind, RunConfig
 from services.engine_settings import engine_kind, find_differences
 
@@ -36,9 +37,12 @@ def app_names(config: RunConfig) -> list[str]:
     return [app_name(config, teacher) for teacher in config.pool]
 
 
-def start_teachers(ctx: RunContext, teachers: list[str]) -> dict[str, "DeploymentHandle"]:
-    """Deploy the teachers of these names; their replicas load while their clients start."""
-    apps = {teacher: _to_app(ctx, teacher) for teacher in teachers}
+def start_teachers(ctx: RunContext, window_rows: dict[str, int]) -> dict[str, "DeploymentHandle"]:
+    """Deploy the teachers of these names; their replicas load while their clients start.
+
+    ``window_rows`` is what a teacher's clients ask for at a time, all of them together.
+    """
+    apps = {teacher: _to_app(ctx, teacher, rows) for teacher, rows in window_rows.items()}
     ctx.progress.update(detail="loading Ray Serve")
     _start_serve(None)
     from services.deployment import start_teacher
@@ -54,7 +58,7 @@ def start_http_teacher(ctx: RunContext, port: int) -> None:
     config = ctx.config.gateway
     host = LOOPBACK if config is None else config.host
     teacher = ctx.config.main_teacher
-    app = _to_app(ctx, teacher, EngineKind.ASYNC)
+    app = _to_app(ctx, teacher, 0, EngineKind.ASYNC)  # no clients of ours
     check_teachers(ctx.config, ctx.session, [teacher], has_clients=False)
     ctx.progress.update(detail="loading Ray Serve")
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -85,8 +89,19 @@ def wait_for_teacher(ctx: RunContext, teacher: str) -> None:
 
 
 def read_engine(ctx: RunContext, teacher: str, handle: "DeploymentHandle") -> dict[str, Any]:
-    """The engine's configuration as vLLM resolved it, shown; ``differs`` are sentences on what the recipe asked for."""
-    engine: dict[str, Any] = handle.describe.remote().result(timeout_s=ctx.config.deadlines.request)
+    """The engine's configuration as vLLM resolved it, shown; ``differs`` are sentences on what the recipe asked for.
+
+    Raises:
+        DeadlineExceeded: no replica said it in ``deadlines.request`` seconds.
+    """
+    deadline_s = ctx.config.deadlines.request
+    try:
+        engine: dict[str, Any] = handle.describe.remote().result(timeout_s=deadline_s)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{teacher} did not say its engine's configuration in {deadline_s:.0f} s (deadlines.request), though a "
+            f"replica of it is ready: {describe_teachers(ctx.config, [teacher])}"
+        ) from None
     differs = find_differences(ctx.config.pool[teacher].engine, engine)
     shown = ", ".join(f"{key} {value}" for key, value in engine.items() if key != "engine")
     ctx.progress.say(f"generate: {teacher} runs vLLM {engine['engine']}: {shown}")
@@ -119,7 +134,7 @@ def close_handles(handles: dict[str, "DeploymentHandle"]) -> None:
         close_handle(handle)
 
 
-def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "TeacherApp":
+def _to_app(ctx: RunContext, name: str, window_rows: int, kind: EngineKind | None = None) -> "TeacherApp":
     config, device = ctx.config, teacher_device(ctx, name)  # before Ray is imported: it starts the session
     from services.deployment import TeacherApp
 
@@ -131,6 +146,7 @@ def _to_app(ctx: RunContext, name: str, kind: EngineKind | None = None) -> "Teac
         teacher=teacher,
         device=device,
         kind=kind or engine_kind(teacher.engine, device),
+        window_rows=window_rows,
         binding=bind_teacher(config, source),
         labels=config.cluster.teacher_labels,
     )

@@ -21,7 +21,9 @@ from services.scaling import BacklogPolicy
 from services.teacher import InProcessTeacher
 
 DRAIN_S = 600.0  # a replica that is scaled away may finish what it writes; Serve's default of 20 s would kill it
-MAX_ONGOING_CALLS = 64  # calls of many rows each; the clients' windows are what limits rows
+OTHER_CALLS = (
+    32  # a replica takes them beside its rows' calls: of the driver, and clients' questions whether it answers
+)
 CONSTRUCTOR_TRIES = 2  # a model that could not be loaded twice will not load the twentieth time
 HEALTH_CHECK_EVERY_S = 5
 POLL_S = 0.25
@@ -35,7 +37,8 @@ METRICS_OF_S = 15.0  # Serve wants more than its reports' interval of 10 s; the 
 class TeacherApp:
     """One teacher as it is deployed: the Serve application ``name`` with ``model`` (a directory or repository).
 
-    Its replicas load nothing but what ``binding`` says, and are placed on nodes that have the ``labels``.
+    Its replicas load nothing but what ``binding`` says, and are placed on nodes that have the ``labels``. All clients
+    together ask for ``window_rows`` rows at a time.
     """
 
     name: str
@@ -44,6 +47,7 @@ class TeacherApp:
     teacher: TeacherConfig
     device: Device
     kind: EngineKind
+    window_rows: int
     binding: Binding | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -150,7 +154,7 @@ def close_handle(handle: DeploymentHandle) -> None:
 
 
 def _in_process_app(app: TeacherApp) -> serve.Application:
-    options = _deployment_options() | backlog_scaling(app.teacher)
+    options = _deployment_options(app) | backlog_scaling(app.teacher)
     actor = {
         "num_cpus": app.teacher.engine.threads,
         "runtime_env": {"env_vars": engine_environment(app.teacher.engine, app.kind, app.device)},
@@ -177,15 +181,17 @@ def _llm_config(app: TeacherApp, options: dict[str, Any]) -> Any:
         accelerator_config=None if on_gpu else {"kind": "cpu"},
         # On a CPU the replica's own bundle has the engine's cores; a worker's would reserve one that nobody uses.
         placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0}]},
-        deployment_config={**_deployment_options(), "ray_actor_options": actor, **placement, **options},
+        deployment_config={**_deployment_options(app), "ray_actor_options": actor, **placement, **options},
         runtime_env={"env_vars": engine_environment(teacher.engine, app.kind, app.device)},
         log_engine_metrics=True,
     )
 
 
-def _deployment_options() -> dict[str, Any]:
+def _deployment_options(app: TeacherApp) -> dict[str, Any]:
     return {
-        "max_ongoing_requests": MAX_ONGOING_CALLS,
+        # A call is open until its longest row is done, and at the end of a long tail each has only that one left. One
+        # replica may have the calls of all, while the others start.
+        "max_ongoing_requests": app.window_rows + OTHER_CALLS,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "graceful_shutdown_timeout_s": DRAIN_S,
         "health_check_period_s": HEALTH_CHECK_EVERY_S,

@@ -1,4 +1,4 @@
-"""The order in which a client asks for the rows that it holds: shared prefixes together, longest expected first.
+"""In which order and calls a client asks for the rows that it holds: shared prefixes together, longest expected first.
 
 Neighbours that share a prefix are in the engine at the same time, where its cache computes the prefix once. Long rows
 that begin first leave no tail in which the engine decodes a few rows alone; what is expected is learnt from the rows
@@ -35,8 +35,8 @@ class LengthEstimate:
         return request.n * self._tokens[size] / self._rows[size] if self._rows[size] else 0.0
 
 
-def in_order(requests: Sequence[GenerateRequest], lengths: LengthEstimate) -> list[GenerateRequest]:
-    """The same requests; those of equal expectation and without shared prefixes stay as they are.
+def in_groups(requests: Sequence[GenerateRequest], lengths: LengthEstimate) -> list[list[GenerateRequest]]:
+    """The same requests, those that share a prefix in one group; equal expectations stay as they are.
 
     Sorted by their tokens, requests with a common prefix are neighbours, however long it is. Groups of them follow each
     other by the mean length expected of their rows.
@@ -52,7 +52,28 @@ def in_order(requests: Sequence[GenerateRequest], lengths: LengthEstimate) -> li
         else:
             groups.append([place])
     groups.sort(key=lambda group: (-_mean([lengths.expect(requests[place]) for place in group]), min(group)))
-    return [requests[place] for group in groups for place in group]
+    return [[requests[place] for place in group] for group in groups]
+
+
+def cut_calls(groups: Sequence[Sequence[GenerateRequest]], most: int) -> list[list[GenerateRequest]]:
+    """All requests in their order, in calls of at most ``most`` that end where a group does.
+
+    A call goes to one replica, and only there is a prefix computed once. A group that does not fit into what is left of
+    a call begins the next one, unless the call would be less than half full: a call costs the same whatever is in it.
+
+    Example: groups of 3, 3 and 3 requests in calls of 8 at most are calls of 6 and 3; of 3 and 6 requests, 8 and 1.
+    """
+    calls: list[list[GenerateRequest]] = []
+    call: list[GenerateRequest] = []
+    for group in groups:
+        if len(call) + len(group) > most and 2 * len(call) >= most:
+            calls.append(call)
+            call = []
+        call.extend(group)
+        while len(call) > most:
+            calls.append(call[:most])
+            call = call[most:]
+    return [*calls, call] if call else calls
 
 
 def _count_shared(first: list[int], second: list[int]) -> int:

@@ -6,6 +6,7 @@ in one transaction. So a cluster of many clients does not race for the log, and 
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -105,6 +106,8 @@ def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Sum
     context.actor_task_retry_on_errors = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
     clients = min(spec.generation.clients, len(tasks))
+    # Shards wait with a client as well: the first that is there must not take those of the others.
+    shards_at_once = min(spec.shards_at_once, math.ceil(len(tasks) / clients))
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         ShardClient,
         fn_constructor_args=(spec,),
@@ -114,8 +117,8 @@ def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Sum
         **({"label_selector": spec.node_labels} if spec.node_labels else {}),
         compute=ActorPoolStrategy(
             size=clients,
-            max_tasks_in_flight_per_actor=spec.shards_at_once,
-            max_concurrent_calls_per_actor=spec.shards_at_once,
+            max_tasks_in_flight_per_actor=shards_at_once,
+            max_concurrent_calls_per_actor=shards_at_once,
             enable_true_multi_threading=True,
         ),
     )

@@ -33,7 +33,6 @@ HEDGE_AFTER = 3.0  # times as long as half of the latest calls took
 HEDGE_KNOWN_CALLS = 8  # before, what is long is not known
 HEDGE_LOOK_S = 0.5
 
-Results = dict[str, GenerateResult]  # by the request's id
 Keep = Callable[[GenerateResult, GenerateRequest], None]
 
 
@@ -74,6 +73,28 @@ class Teacher(Protocol):
     def remote(self, batch: list[GenerateRequest]) -> Any: ...
 
 
+class Results:
+    """What has come back so far of requests that were handed in together, in however many calls.
+
+    ``place`` is where their calls stand in the window, and ``on_result`` hears of each result at once.
+    """
+
+    def __init__(self, place: int, on_result: Callable[[GenerateResult], None]) -> None:
+        self.place = place
+        self._on_result = on_result
+        self._by_id: dict[str, GenerateResult] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._by_id
+
+    def __getitem__(self, request_id: str) -> GenerateResult:
+        return self._by_id[request_id]
+
+    def add(self, result: GenerateResult) -> None:
+        self._by_id[result.request_id] = result
+        self._on_result(result)
+
+
 class Requester:
     """Keeps at most ``window_rows`` samples in flight, whichever shard they belong to. Lives on one event loop.
 
@@ -93,12 +114,23 @@ class Requester:
         self._calls = count()
         self._rng = random.Random()
 
-    async def complete(self, requests: list[GenerateRequest]) -> list[GenerateResult]:
+    @property
+    def window_rows(self) -> int:
+        """Samples that may be in flight now."""
+        return self._window.rows
+
+    async def complete(
+        self,
+        requests: list[GenerateRequest],
+        place: int = 0,
+        on_result: Callable[[GenerateResult], None] = lambda _: None,
+    ) -> list[GenerateResult]:
         """One result a request, in order; a request that cannot be completed has an ``error``.
 
         They travel in one call. What has come back when a call goes wrong is kept; only the rest is asked for again.
+        Calls of a lower ``place`` enter the window first. ``on_result`` is told of each result when it comes.
         """
-        done: Results = {}
+        done = Results(place, on_result)
         await self._complete(requests, done)
         return [done[each.request_id] for each in requests]
 
@@ -143,13 +175,14 @@ class Requester:
         if not requests:
             return None
         async with self._alone if alone else nullcontext():
-            taken = await self._window.enter(self._window.rows if alone else sum(each.n for each in requests))
+            rows = self._window.rows if alone else sum(each.n for each in requests)
+            taken = await self._window.enter(rows, done.place)
 
             def keep(result: GenerateResult, request: GenerateRequest) -> None:
                 nonlocal taken
                 if request.request_id in done:  # of a call that was asked twice
                     return
-                done[request.request_id] = result
+                done.add(result)
                 if not alone:
                     freed = min(request.n, taken)
                     taken -= freed
@@ -238,4 +271,5 @@ def _left(requests: list[GenerateRequest], done: Results) -> list[GenerateReques
 
 
 def _fail(requests: list[GenerateRequest], done: Results, reason: str) -> None:
-    done.update((each.request_id, GenerateResult(each.request_id, error=reason)) for each in requests)
+    for each in requests:
+        done.add(GenerateResult(each.request_id, error=reason))

@@ -1,29 +1,31 @@
 """How many rows a client has in flight, counted over all of its calls."""
 
 import asyncio
-from collections import deque
+from heapq import heappop, heappush
+from itertools import count
 
 
 class Window:
-    """At most ``rows`` rows in flight, whichever calls they belong to; first come, first served."""
+    """At most ``rows`` rows in flight, whichever calls they belong to; lower places first, then first come."""
 
     def __init__(self, rows: int) -> None:
         self.rows = self.free = rows
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: list[tuple[int, int, int, asyncio.Future[int]]] = []  # a heap
+        self._arrivals = count()
 
-    async def enter(self, rows: int) -> int:
-        """Wait until ``rows`` fit; more than the whole window are let in when it is empty. Returns what was taken."""
-        rows = min(rows, self.rows)
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append((rows, place))
+    async def enter(self, rows: int, place: int = 0) -> int:
+        """Wait until ``rows`` fit and nobody waits at a lower ``place``; returns what was taken.
+
+        More than the whole window are let in when it is empty.
+        """
+        entered = asyncio.get_running_loop().create_future()
+        heappush(self._waiting, (place, next(self._arrivals), rows, entered))
         self._admit()
         try:
-            await place
+            return await entered
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave(rows)
+            self.leave(0 if entered.cancelled() else entered.result())
             raise
-        return rows
 
     def leave(self, rows: int) -> None:
         """Make room."""
@@ -32,10 +34,11 @@ class Window:
 
     def _admit(self) -> None:
         while self._waiting:
-            rows, place = self._waiting[0]
-            if not place.cancelled():
-                if rows > self.free:
+            _, _, rows, entered = self._waiting[0]
+            if not entered.cancelled():
+                taken = min(rows, self.rows)
+                if taken > self.free:
                     return
-                self.free -= rows
-                place.set_result(None)
-            self._waiting.popleft()
+                self.free -= taken
+                entered.set_result(taken)
+            heappop(self._waiting)

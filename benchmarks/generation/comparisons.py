@@ -22,7 +22,8 @@ class Measure(StrEnum):
 class Comparison:
     """``ours`` against ``arm`` on one workload. ``goals`` is by model; a model that is not in it has the 27m goal.
 
-    ``variant`` says what becomes of the rows for the other side when that is ours as well.
+    ``variant`` says what becomes of the rows for the other side when that is ours as well. With a ``model`` it is made
+    of that one alone.
     """
 
     arm: str
@@ -30,6 +31,7 @@ class Comparison:
     goals: dict[str, float]
     measure: Measure
     variant: str = "plain"
+    model: str | None = None
 
     @property
     def process(self) -> str:
@@ -39,11 +41,17 @@ class Comparison:
     def goal(self, model: str) -> float:
         return self.goals.get(model, self.goals["27m"])
 
+    def is_of(self, model: str) -> bool:
+        """Whether it is made of this model."""
+        return self.model in (None, model)
+
 
 COMPARISONS = (
     Comparison("llm", Name.FIXED, {"27m": 0.97, "4m": 0.95}, Measure.STEADY),
     Comparison("llm", Name.LONG_TAIL, {"27m": 0.95}, Measure.STEADY),
+    Comparison("llm", Name.LONG_RUN, {"27m": 0.95}, Measure.STEADY, model="4m"),
     Comparison("llm-chunks", Name.LONG_TAIL, {"27m": 1.3}, Measure.STEADY),
+    Comparison("llm-chunks", Name.LONG_RUN, {"27m": 1.3}, Measure.STEADY, model="4m"),
     Comparison("ray-data-engine", Name.FIXED, {"27m": 1.05}, Measure.STEADY),
     Comparison("ray-data-engine", Name.LONG_TAIL, {"27m": 1.05}, Measure.STEADY),
     Comparison("ray-data-serve", Name.FIXED, {"27m": 1.5, "4m": 2.0}, Measure.END_TO_END),

@@ -29,7 +29,9 @@ from benchmarks.processes import ArmFailed
 from cluster.phases.generate import WINDOW_SLACK
 from cluster.signals import interrupt_on_sigterm
 
-ROWS = {Name.FIXED: 640, Name.LONG_TAIL: 768, Name.PREFIX: 1536, Name.N4: 1024}
+# A long run is of more shards than are open at once, so that a barrier at their ends would show.
+ROWS = {Name.FIXED: 640, Name.LONG_TAIL: 768, Name.LONG_RUN: 4096, Name.PREFIX: 1536, Name.N4: 1024}
+PAIRS, LONG_PAIRS = 7, 3  # a long run takes a minute or two
 DEFAULT_MODELS = ("4m", "27m")
 WARM_UP_ROWS = 160
 WARM_UP_SEED = 10**6  # no pair's
@@ -37,7 +39,7 @@ IDLE_S = 3.0
 IDLE_CORES = 0.35  # Ray's own processes and its data executor use some; an engine that spins uses most of a core
 SETTLE_S = 1.0
 EXAMPLES = """examples:
-  python -m benchmarks generation                                       all of the table, an hour and a half
+  python -m benchmarks generation                                       all of the table, two hours
   python -m benchmarks generation --model 4m --workload fixed --arms llm http --pairs 3
   python -m benchmarks generation --model 27m --json generation.json
   python -m benchmarks generation --generation rows_per_call=16 shard_rows=256 --arms llm
@@ -47,17 +49,22 @@ EXAMPLES = """examples:
 def run_benchmark(arguments: list[str]) -> int:
     """Returns 1 when a goal is not met, 2 when arms could not be compared."""
     options = _parse(arguments)
-    chosen = [each for each in COMPARISONS if each.arm in options.arms and each.workload in options.workload]
+    chosen = [
+        each
+        for each in COMPARISONS
+        if each.arm in options.arms and each.workload in options.workload and any(map(each.is_of, options.model))
+    ]
     if not chosen:
-        print("error: no comparison has these arms and workloads; --help lists them", file=sys.stderr)
+        print("error: no comparison has these arms, workloads and models; --help lists them", file=sys.stderr)
         return 2
     interrupt_on_sigterm()  # so that the arms end with this process
     benches: list[Bench] = []
     directory = Path(tempfile.mkdtemp(prefix="gen-", dir="/tmp"))
     try:
         for model in options.model:
-            benches.append(Bench(model, directory, make_model(model, directory), options))
-            benches[-1].measure(chosen)
+            if comparisons := [each for each in chosen if each.is_of(model)]:
+                benches.append(Bench(model, directory, make_model(model, directory), options))
+                benches[-1].measure(comparisons)
     except ArmFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -102,7 +109,8 @@ class Bench:
 
     def print_table(self) -> None:
         """The table, what all engines have in common, and what could not be measured."""
-        print(f"\nmodel {self.model}, medians of {self._options.pairs} pairs, ours / arm")
+        pairs = sorted({len(each.ours) for each in self.outcomes})
+        print(f"\nmodel {self.model}, medians of {' or '.join(map(str, pairs))} pairs, ours / arm")
         print(format_table(self.outcomes))
         starts = ", ".join(f"{name} {each['start_s']:.0f} s" for name, each in self.engines.items())
         print(f"from start to the first row: {starts}")
@@ -160,7 +168,8 @@ class Bench:
 
     def _compare(self, comparison: Comparison, ours: ArmProcess, theirs: ArmProcess) -> Outcome:
         samples: dict[bool, list[Sample]] = {True: [], False: []}
-        for pair in range(self._options.pairs):
+        pairs = LONG_PAIRS if comparison.workload is Name.LONG_RUN else PAIRS
+        for pair in range(self._options.pairs or pairs):
             for is_ours in (True, False) if pair % 2 == 0 else (False, True):
                 arm, variant = (ours, "plain") if is_ours else (theirs, comparison.variant)
                 num_rows = self._options.rows or ROWS[comparison.workload]
@@ -203,7 +212,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workload", nargs="+", type=Name, choices=list(Name), default=list(Name), metavar="NAME", help=", ".join(Name)
     )
-    parser.add_argument("--pairs", type=int, default=7, help="runs of each arm in a comparison")
+    parser.add_argument(
+        "--pairs", type=int, help=f"runs of each arm in a comparison; {PAIRS}, or {LONG_PAIRS} of a long run"
+    )
     parser.add_argument("--rows", type=int, help=f"rows of a run; {', '.join(f'{k} {v}' for k, v in ROWS.items())}")
     parser.add_argument("--max-num-seqs", type=int, default=128, help="rows the engine decodes at a time")
     parser.add_argument(

@@ -27,6 +27,7 @@ class Name(StrEnum):
 
     FIXED = "fixed"
     LONG_TAIL = "long-tail"
+    LONG_RUN = "long-run"  # the same in many shards
     PREFIX = "prefix"
     N4 = "n4"
 
@@ -60,7 +61,7 @@ def build_workload(name: Name, num_rows: int, seed: int) -> list[WorkItem]:
     match name:
         case Name.FIXED:
             return [WorkItem(i, _draw(rng, PROMPT_TOKENS), FIXED_TOKENS) for i in range(num_rows)]
-        case Name.LONG_TAIL:
+        case Name.LONG_TAIL | Name.LONG_RUN:
             lengths = _tail_lengths(num_rows, rng)
             return [WorkItem(i, _draw(rng, PROMPT_TOKENS), length) for i, length in enumerate(lengths)]
         case Name.PREFIX:

@@ -139,7 +139,9 @@ def _generate(ctx: RunContext, tables: dict[str, TableJob], tasks: dict[str, lis
     if tasks:
         ctx.budget.check()
         check_teachers(ctx.config, ctx.session, list(tasks))
-        handles = start_teachers(ctx, list(tasks))
+        generation, pool = ctx.config.generation, ctx.config.pool
+        windows = {name: generation.clients * window_rows(generation, pool[name]) for name in tasks}
+        handles = start_teachers(ctx, windows)
         try:
             engines = _stream(ctx, handles, tables, tasks, speeds)
         except BaseException:

@@ -66,7 +66,15 @@ def open_ours(settings: ArmSettings) -> Iterator["OursArm"]:
 
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         _require_same_environment(engine_environment_of(teacher.engine, EngineKind.IN_PROCESS, Device.CPU))
-        app = deployment.TeacherApp(APP_NAME, "bench", settings.model, teacher, Device.CPU, EngineKind.IN_PROCESS)
+        app = deployment.TeacherApp(
+            APP_NAME,
+            "bench",
+            settings.model,
+            teacher,
+            Device.CPU,
+            EngineKind.IN_PROCESS,
+            generation.clients * (generation.window_rows or 1),
+        )
         deployment.start_teacher(app)
         deployment.wait_until_ready(APP_NAME, START_S, lambda _: None)
         # The recipe has one max_tokens for all rows, and this benchmark one for each; nothing else is different.

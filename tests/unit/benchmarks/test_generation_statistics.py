@@ -117,6 +117,11 @@ def _sample(tokens_per_s: float) -> Sample:
     return Sample(seconds=10.0, tokens=round(10 * tokens_per_s), cpu_s=5.0, phases=Phases(0.5, tokens_per_s, 0.5))
 
 
+def test_long_runs_are_of_the_small_model_alone() -> None:
+    assert {each.workload for each in COMPARISONS if not each.is_of("27m")} == {Name.LONG_RUN}
+    assert all(each.is_of("4m") for each in COMPARISONS)
+
+
 COMPARISON = Comparison("llm", Name.FIXED, {"27m": 0.97, "4m": 0.95}, Measure.STEADY)
 
 

@@ -1,15 +1,16 @@
-"""The wait for a teacher's first replica."""
+"""What the driver waits for of a teacher: its first replica, and what that says of its engine."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.context import RunContext
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
-from cluster.teachers import wait_for_teacher
-from configs.errors import BudgetReached
+from cluster.teachers import read_engine, wait_for_teacher
+from configs.errors import BudgetReached, DeadlineExceeded
 from tests.unit.configs.trees import make_config
 
 pytestmark = pytest.mark.unit
@@ -27,3 +28,30 @@ def test_budget_is_heeded_while_a_teacher_loads(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("services.deployment.wait_until_ready", wait_until_ready)
     with pytest.raises(BudgetReached, match="max_usd"):
         wait_for_teacher(ctx, config.main_teacher)
+
+
+class SilentHandle:
+    """As a deployment handle: no replica takes the call."""
+
+    @property
+    def describe(self) -> "SilentHandle":
+        return self
+
+    def remote(self) -> "SilentHandle":
+        return self
+
+    def result(self, timeout_s: float) -> Any:
+        raise TimeoutError(timeout_s)
+
+
+def test_teacher_that_does_not_describe_its_engine_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(run_dir=str(tmp_path), deadlines__request=7.0)
+    ctx = RunContext(config, RunDir.of(config), Progress(config.name, RunDir.of(config)))
+    monkeypatch.setattr("services.deployment.describe_teacher", lambda _: "1 RUNNING; all is well")
+    handle: Any = SilentHandle()
+    with pytest.raises(
+        DeadlineExceeded, match=r"in 7 s \(deadlines.request\), though .* ready: 1 RUNNING; all is well"
+    ):
+        read_engine(ctx, config.main_teacher, handle)

@@ -41,10 +41,10 @@ def test_to_request_seeds_fit_the_engine_and_spread() -> None:
 
 @pytest.mark.parametrize(
     ("window_rows", "shards"),
-    [(160, 3), (512, 3), (10_240, 22)],
-    ids=["one replica", "a window of one shard", "64 replicas"],
+    [(12, 3), (384, 8), (512, 10), (24_576, 386)],
+    ids=["a small engine", "one replica", "a window of one shard", "64 replicas"],
 )
-def test_client_works_on_enough_shards_to_fill_its_window(window_rows: int, shards: int) -> None:
+def test_client_opens_shards_of_eight_windows_and_two_more(window_rows: int, shards: int) -> None:
     spec = ClientSpec(
         app_name="teacher",
         tables={},

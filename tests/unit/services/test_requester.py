@@ -145,6 +145,32 @@ def test_complete_keeps_at_most_a_window_of_rows_in_flight() -> None:
     assert teacher.most_in_flight == 3
 
 
+def test_complete_call_of_an_older_shard_that_is_made_again_passes_those_that_wait() -> None:
+    teacher = ScriptedTeacher(lambda prompts, number: BackPressureError() if (prompts, number) == (["a"], 0) else 1.0)
+
+    async def main() -> None:
+        requester = Requester(teacher, window_rows=1, deadline_s=DEADLINE_S, max_attempts=3)
+        await asyncio.gather(*(requester.complete([request(each)], place) for place, each in enumerate("abcdef")))
+
+    run(main())
+    assert [call.prompts[0] for call in teacher.calls] == ["a", "b", "a", "c", "d", "e", "f"]
+
+
+def test_complete_tells_of_each_result_when_it_comes() -> None:
+    teacher = Trickle(lambda *_: 0.0)
+    told: list[tuple[str, float]] = []
+
+    async def main() -> None:
+        requester = Requester(teacher, window_rows=4, deadline_s=DEADLINE_S, max_attempts=3)
+        clock = asyncio.get_running_loop().time
+        await requester.complete(
+            [request(each) for each in "abc"], 0, lambda each: told.append((each.request_id, clock()))
+        )
+
+    run(main())
+    assert told == [("a", pytest.approx(1.0)), ("b", pytest.approx(2.0)), ("c", pytest.approx(3.0))]
+
+
 def test_complete_refusal_of_one_prompt_is_its_result_and_no_retry() -> None:
     class Refusing(ScriptedTeacher):
         async def _answer(self, batch: list[GenerateRequest], *_: Any) -> list[GenerateResult]:
