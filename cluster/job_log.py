@@ -58,10 +58,9 @@ class _JobLog:
         """
         is_told = False
         while True:
-            is_whole = await self._print_stream()
+            await self._print_stream()
             if (job := self._ask()) is not None and is_over(job):
-                if not is_whole:
-                    self._print_rest()
+                self._print_rest()
                 return job
             if time.monotonic() - self._heard_at > RECONNECT_S:
                 raise DeadlineExceeded(
@@ -74,8 +73,11 @@ class _JobLog:
                 print(f"the log of job {self._job_id} broke off ({self._silence}); connecting again", file=sys.stderr)
             await asyncio.sleep(RECONNECT_EVERY_S)
 
-    async def _print_stream(self) -> bool:
-        """Print what one connection brings that is new; returns whether it was ended in due form."""
+    async def _print_stream(self) -> None:
+        """Print what one connection brings that is new.
+
+        Its end says little: the dashboard ends it in due form also when its own connection to the node broke off.
+        """
         from aiohttp import ClientError  # which Ray's client has loaded
 
         pieces: AsyncIterator[str] = self._client.tail_job_logs(self._job_id)
@@ -87,11 +89,11 @@ class _JobLog:
                 if not done:
                     # A connection may not notice for hours that the cluster is gone.
                     if (job := self._ask()) is None or is_over(job):
-                        return False
+                        return
                     continue
                 if (text := piece.result()) is None:
                     self._silence = "the connection was closed"
-                    return True
+                    return
                 self._heard_at = time.monotonic()
                 print(text[max(0, self._printed - passed) :], end="", flush=True)
                 passed += len(text)
@@ -99,7 +101,6 @@ class _JobLog:
                 piece = asyncio.ensure_future(anext(pieces, None))
         except (RuntimeError, OSError, ClientError) as error:  # what Ray and aiohttp raise for a connection
             self._silence = str(error) or type(error).__name__
-            return False
         finally:
             piece.cancel()
 

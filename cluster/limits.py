@@ -1,8 +1,10 @@
 """What a cluster can never give is refused before anything is started on it: CPUs, GPUs, and GPUs of a type.
 
-A cluster that does not tell whether it can grow is not held against the recipe; `RunContext` says so once.
+A cluster that does not tell whether it can grow is not held against the recipe; `RunContext` says so once. One that was
+started by hand may have nodes that have yet to join, so it is given a moment.
 """
 
+import time
 from collections.abc import Sequence
 
 from cluster.pools import Demand, client_demand, student_demand, teacher_demands
@@ -10,6 +12,7 @@ from cluster.session import Session
 from configs.errors import UserError
 from configs.schema import Device, RunConfig
 
+JOIN_S, LOOK_EVERY_S = 60.0, 2.0
 UNTOLD = (
     "cluster: Ray does not tell whether this cluster can grow, so what it has now is not held against the recipe; "
     "set cluster.max_gpus to have too many GPUs refused"
@@ -23,7 +26,7 @@ def check_teachers(config: RunConfig, session: Session, teachers: Sequence[str],
         UserError: there will never be enough CPUs or GPUs, or no GPU of a type; names the key and the fix.
     """
     demands = teacher_demands(config, session.device, teachers, at_least=True)
-    clients = [client_demand(config, len(teachers))] if has_clients else []
+    clients = [client_demand(len(teachers))] if has_clients else []
     check_demands([*demands, *clients], session)
     limits = session.limits()
     for name in teachers:
@@ -45,10 +48,10 @@ def check_student(config: RunConfig, session: Session) -> None:
     check_demands([student_demand(config, session)], session)
 
 
-def check_both(config: RunConfig, session: Session) -> None:
-    """Hold teachers and student side by side against it. Raises `UserError` as `check_demands`."""
-    teachers = teacher_demands(config, session.device, list(config.pool), at_least=True)
-    check_demands([*teachers, client_demand(config, len(teachers)), student_demand(config, session)], session)
+def check_both(config: RunConfig, session: Session, teachers: Sequence[str]) -> None:
+    """Hold these teachers and the student side by side against it. Raises `UserError` as `check_demands`."""
+    demands = teacher_demands(config, session.device, teachers, at_least=True)
+    check_demands([*demands, client_demand(len(teachers)), student_demand(config, session)], session)
 
 
 def check_demands(demands: Sequence[Demand], session: Session) -> None:
@@ -57,6 +60,7 @@ def check_demands(demands: Sequence[Demand], session: Session) -> None:
     Raises:
         UserError: there will never be so much; names every key that asks for some of it.
     """
+    _await_nodes(demands, session)
     limits = session.limits()
     for resource in ("CPU", "GPU"):
         parts = {each.key: each.resources[resource] for each in demands if each.resources.get(resource)}
@@ -70,6 +74,17 @@ def check_demands(demands: Sequence[Demand], session: Session) -> None:
             f"({', '.join(f'{key} {amount:g}' for key, amount in parts.items())}), and the cluster has {most:g} and "
             f"{_cannot(session)}; lower {' or '.join(parts)}, or {fix}"
         )
+
+
+def _await_nodes(demands: Sequence[Demand], session: Session) -> None:
+    """Return when a cluster that was started by hand has enough, or when no more nodes are expected to join it."""
+    give_up_at = time.monotonic() + JOIN_S
+    while not session.embedded and session.is_fixed() and time.monotonic() < give_up_at:
+        there = session.resources()
+        wanted = {name: sum(each.resources.get(name, 0.0) for each in demands) for name in ("CPU", "GPU")}
+        if all(amount <= there.get(name, 0.0) for name, amount in wanted.items()):
+            return
+        time.sleep(LOOK_EVERY_S)
 
 
 def _cannot(session: Session) -> str:

@@ -30,7 +30,7 @@ def check_side_by_side(config: RunConfig, session: Session) -> None:
     cluster, is_split = config.cluster, bool(config.cluster.student_labels)
     # On nodes of its own a teacher takes nobody else's room when it scales up.
     teachers = teacher_demands(config, session.device, list(config.pool), at_least=is_split)
-    student, clients = student_demand(config, session), client_demand(config, len(config.pool))
+    student, clients = student_demand(config, session), client_demand(config.generation.clients * len(config.pool))
     if is_split:
         check_room(teachers, session.nodes(cluster.teacher_labels), "nodes with cluster.teacher_labels")
         check_room([student], session.nodes(cluster.student_labels), "nodes with cluster.student_labels")
@@ -77,11 +77,11 @@ def workers_demand(training: TrainingConfig, *, on_gpu: bool) -> Demand:
     return Demand("training.num_workers", {"CPU": float(workers * threads), **gpus})
 
 
-def client_demand(config: RunConfig, teachers: int) -> Demand:
-    """Of the clients of so many teachers."""
+def client_demand(clients: int) -> Demand:
+    """Of so many clients; one a teacher is the least."""
     from services.pipeline import CLIENT_CPUS  # imports Ray, as the session has
 
-    return Demand("generation.clients", {"CPU": CLIENT_CPUS * config.generation.clients * teachers})
+    return Demand("generation.clients", {"CPU": CLIENT_CPUS * clients})
 
 
 def check_room(demands: Iterable[Demand], nodes: Iterable[Mapping[str, float]], where: str) -> None:

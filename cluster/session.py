@@ -81,12 +81,17 @@ def has_labels(node: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     )
 
 
+def cluster_address(config: ClusterConfig) -> str | None:
+    """Of the running cluster that a run joins; None where it starts its own."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def ray_session(config: ClusterConfig, deadlines: DeadlinesConfig, run_dir: RunDir) -> Iterator[Session]:
     """Start or join a cluster; always leaves it, and ends an embedded one with all its processes."""
     # Threads of Ray Data and Ray Serve outlive it for a moment, and what they ask would start a cluster of Ray's own.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read when Ray is imported
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     with _stderr_apart(run_dir), _joined(address) if address else _embedded(config, deadlines, run_dir) as session:
         yield session
 
@@ -121,6 +126,11 @@ def auth_mode() -> str:
 def _joined(address: str) -> Iterator[Session]:
     import ray
 
+    if address.startswith("ray://"):
+        raise UserError(
+            f"cluster.address={address}: a run is a driver of its own, which Ray Client has none of; submit it "
+            "(`stillhouse submit RECIPE --address http://HEAD:8265`), or run it on a node with cluster.address=auto"
+        )
     os.environ.setdefault("RAY_AUTH_MODE", auth_mode())
     inside_job = "RAY_JOB_ID" in os.environ or bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
     # A submitted job brings its working_dir along; a driver that joins by itself has to send the code.

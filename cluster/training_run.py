@@ -34,7 +34,8 @@ def run_training(
         return finished
     ctx.budget.check()
     resolved = JobDevice(ctx.session.device(device).value)
-    check_demands([workers_demand(jobs[0].training, on_gpu=resolved is JobDevice.GPU)], ctx.session)
+    if ctx.session.embedded:  # elsewhere a node may be missing for a moment, which the wait for workers bridges
+        check_demands([workers_demand(jobs[0].training, on_gpu=resolved is JobDevice.GPU)], ctx.session)
     jobs = [replace(job, device=resolved) for job in jobs]
     names = [job.name for job in jobs]
 

@@ -634,8 +634,8 @@ class DeadlinesConfig(Section):
     """Until a shard is committed."""
     hand_over: PositiveFloat = 180.0
     """Until the teacher's resources are free again."""
-    worker_start: PositiveFloat = 600.0
-    """Until all training workers are placed and running."""
+    worker_start: PositiveFloat = 1800.0
+    """Until all training workers are placed and running, at the start and after nodes were lost."""
     shutdown: PositiveFloat = 30.0
     """Until what was started has ended."""
 

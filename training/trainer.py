@@ -20,6 +20,7 @@ import ray
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import (
@@ -69,7 +70,10 @@ class Stopped(Exception):
 
 
 class _NotPlaced(Exception):
-    """Workers had no place for as long as `deadlines.worker_start`; crosses from Ray Train's controller."""
+    """No worker group for as long as `deadlines.worker_start`; crosses from Ray Train's controller.
+
+    Its words are what the last try failed with; none where there was no place.
+    """
 
 
 class WholeGroups(ElasticScalingPolicy):
@@ -95,13 +99,18 @@ class WaitWatch(ControllerCallback):
     def __init__(self, output_dir: str, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._stop, self._deadline_s, self._clock = _StopFile(output_dir), deadline_s, clock
         self._waits_since: float | None = None
+        self._failure = ""
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
         """Raises `_NotPlaced` or `Stopped`, neither of which Ray Train tries again."""
         if isinstance(current_state, RunningState):
-            self._waits_since = None
+            self._waits_since, self._failure = None, ""
+        if isinstance(current_state, ReschedulingState):
+            failure = getattr(current_state.training_failed_error, "controller_failure", None)
+            # Of a group without a place Ray Train says no more than that it was not there in time.
+            self._failure = str(failure) if isinstance(failure, WorkerGroupStartupFailedError) else ""
         if not isinstance(current_state, (InitializingState, RestartingState, ReschedulingState)):
             return
         if self._waits_since is None:
@@ -109,7 +118,7 @@ class WaitWatch(ControllerCallback):
         if self._is_to_stop():
             raise Stopped("stopped while it waited for a place for its workers")
         if self._clock() - self._waits_since >= self._deadline_s:
-            raise _NotPlaced
+            raise _NotPlaced(self._failure)
 
     def _is_to_stop(self) -> bool:
         try:
@@ -231,6 +240,11 @@ def _run_trainer(
             return answer
     except ControllerError as error:
         if isinstance(error.controller_failure, _NotPlaced):
+            if why := str(error.controller_failure):
+                raise DeadlineExceeded(
+                    f"no group of training workers could be started in {worker_start_deadline_s:g} s "
+                    f"(deadlines.worker_start); the last one failed with: {why}"
+                ) from None
             raise _unplaced(first, worker_start_deadline_s, labels) from None
         if isinstance(error.controller_failure, Stopped):
             raise error.controller_failure from None

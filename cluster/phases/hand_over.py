@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from cluster.context import RunContext
+from cluster.session import cluster_address
 from cluster.teachers import app_names
 from configs.errors import DeadlineExceeded
 
@@ -19,8 +20,10 @@ def hand_over(ctx: RunContext) -> dict[str, Any]:
 
 
 def _hand_over(ctx: RunContext) -> dict[str, Any]:
-    if not ctx.has_session:  # the embedded cluster of the command that generated is gone, and the teacher with it
+    if not ctx.has_session and not cluster_address(ctx.config.cluster):
+        # The embedded cluster of the command that generated is gone, and the teacher with it.
         return {"waited_for": []}
+    ctx.session  # noqa: B018  joins it: a command that was killed may have left its teacher there
     from ray import serve
 
     names = app_names(ctx.config)

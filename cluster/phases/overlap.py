@@ -45,10 +45,16 @@ def generate_and_train(ctx: RunContext) -> dict[str, Any]:
     return train(ctx)  # after an overlap: holds what was learnt against the seal and today's terms
 
 
+def _pending_teachers(ctx: RunContext) -> list[str]:
+    """Those that have shards to make."""
+    pending = pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri)
+    return sorted({shard.teacher or ctx.config.main_teacher for shard in pending})
+
+
 def _overlap(ctx: RunContext) -> None:
     check_plan(ctx)
     check_side_by_side(ctx.config, ctx.session)
-    check_both(ctx.config, ctx.session)
+    check_both(ctx.config, ctx.session, _pending_teachers(ctx))
     # Ray's modules import each other in circles, of which two threads at once may see a half.
     import training.trainer  # noqa: F401
 

@@ -102,10 +102,19 @@ def test_log_whose_connection_breaks_off_is_followed_to_the_jobs_end(
     end: str, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connections = [(["a\n"], end), (["a\nb", "\n"], end), (["a\n", "b\nc\n"], CLOSED)]
-    assert follow_job(serve(Dashboard(connections, ["RUNNING", "RUNNING", "SUCCEEDED"])), JOB) == 0
+    states = ["RUNNING", "RUNNING", "SUCCEEDED"]
+    assert follow_job(serve(Dashboard(connections, states, log="a\nb\nc\n")), JOB) == 0
     captured = capsys.readouterr()
     assert captured.out == "a\nb\nc\n"  # each new connection begins with the log's first line
     assert captured.err.count(f"the log of job {JOB} broke off") == 1
+
+
+def test_log_that_the_dashboard_ends_early_in_due_form_is_shown_to_its_end(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dashboard = Dashboard([(["a\n"], CLOSED)], ["FAILED"], log="a\nerror: no\n")
+    assert follow_job(serve(dashboard), JOB) == 1
+    assert capsys.readouterr().out == "a\nerror: no\n"
 
 
 def test_job_whose_log_cannot_be_followed_any_more_is_waited_for_and_its_log_is_shown(

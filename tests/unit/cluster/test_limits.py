@@ -28,6 +28,11 @@ ON_H100 = {"teacher__accelerator_type": "H100", "teacher__model": "models/large"
 EIGHT_H100 = {"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
 
 
+@pytest.fixture(autouse=True)
+def all_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.limits.JOIN_S", 0.0)
+
+
 def v1_report(**kinds: Any) -> bytes:
     return json.dumps(
         {"autoscaler_report": {"active_nodes": {}, "pending_launches": {}, "pending_nodes": []} | kinds}
@@ -105,6 +110,19 @@ def test_teacher_and_clients_that_leave_a_small_cluster_too_few_cpus_are_refused
         check_teachers(make_config(), FakeSession(embedded=True, has={"CPU": 1.0}), ["teacher"])
 
 
+def test_nodes_of_a_cluster_started_by_hand_may_join_after_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.limits.JOIN_S", 60.0)
+    has, looks = {"CPU": 2.0}, list[float]()
+
+    def join(seconds: float) -> None:
+        looks.append(seconds)
+        has["CPU"] += 1.0
+
+    monkeypatch.setattr("time.sleep", join)
+    check_student(make_config(training__num_workers=4), joined(has))
+    assert len(looks) == 2
+
+
 def test_student_that_a_cluster_cannot_place_is_refused_by_its_fewest_workers() -> None:
     check_student(make_config(training__num_workers=[1, 9]), joined({"CPU": 1.0}))
     with pytest.raises(UserError, match=r"^training.num_workers: 3 CPUs are needed .* has 2 and cannot grow"):
@@ -130,7 +148,7 @@ def test_limits_that_an_autoscaler_tells_are_held_against_the_recipe() -> None:
     many = make_config(training__num_workers=8, **side_by_side, **ON_H100)
     check_student(many, session)
     with pytest.raises(UserError, match=r"9 GPUs are needed .* has 8 and its autoscaler may not start more"):
-        check_both(many, session)
+        check_both(many, session, ["teacher"])
 
 
 def test_cluster_that_does_not_tell_whether_it_grows_refuses_nothing() -> None:

@@ -173,6 +173,13 @@ def test_job_runs_a_command_that_resumes_and_has_an_end() -> None:
     environment = yaml.safe_load(spec["runtimeEnvYAML"])
     details = JobDetails(type="SUBMISSION", status="RUNNING", entrypoint=spec["entrypoint"], runtime_env=environment)
     assert stop_wait_s(details) == config.deadlines.shutdown
+    [cluster] = ray_specs([job])
+    most = [
+        group["maxReplicas"]
+        * group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
+        for group in cluster["workerGroupSpecs"]
+    ]
+    assert config.cluster.max_gpus == sum(most)  # Ray does not tell it of KubeRay's autoscaler
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.train import ControllerError, FailureConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
@@ -100,6 +101,20 @@ def test_workers_without_a_place_end_the_run_at_the_deadline_and_ray_does_not_tr
     assert isinstance(raised.value.controller_failure, _NotPlaced)
     policy = DefaultFailurePolicy(FailureConfig(max_failures=3))
     assert policy.make_decision(raised.value) is FailureDecision.RAISE
+
+
+def test_workers_that_cannot_be_started_end_the_run_with_what_they_failed_with(tmp_path: Path) -> None:
+    waiting = Waiting(tmp_path)
+    failed = ControllerError(WorkerGroupStartupFailedError("no module named training"))
+    waiting.enter(ReschedulingState(training_failed_error=failed), 0)
+    with pytest.raises(ControllerError) as raised:
+        waiting.enter(ReschedulingState(training_failed_error=failed), 60)
+    assert str(raised.value.controller_failure) == "no module named training"
+    waiting = Waiting(tmp_path)
+    waiting.enter(ReschedulingState(training_failed_error=failed), 0)
+    with pytest.raises(ControllerError) as raised:
+        waiting.enter(RESCHEDULING, 60)
+    assert str(raised.value.controller_failure) == ""
 
 
 def test_each_wait_for_a_place_has_a_deadline_of_its_own(tmp_path: Path) -> None:
