@@ -131,15 +131,17 @@ class InProcessEngine:
                 engine.abort_request([item])
 
     def _admit(self, engine: Any, pending: _Pending) -> None:
+        from vllm.exceptions import VLLMClientError  # this thread has imported vLLM already
+
         request = pending.request
+        self._pending[request.request_id] = pending  # first: whatever ends the engine here tells this request too
         try:
             engine.add_request(
                 request.request_id, {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request)
             )
-        except ValueError as error:  # vLLM's refusal of this one prompt: too long, bad token, bad parameter
+        except (ValueError, VLLMClientError) as error:  # vLLM's refusal of this one prompt: too long, a bad token
+            del self._pending[request.request_id]
             _resolve(pending, GenerateResult(request.request_id, error=str(error)))
-            return
-        self._pending[request.request_id] = pending
 
     def _deliver(self, outputs: list[Any]) -> None:
         for output in outputs:
