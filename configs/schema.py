@@ -461,8 +461,8 @@ class SamplingConfig(Section):
 
     n: PositiveInt = 1
     """Completions per prompt (samples)."""
-    temperature: Annotated[float, Field(ge=0.0)] = 0.7
-    """0 is greedy."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.7
+    """0 is greedy, which has one answer (``n``); 2 is what vLLM allows."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Nucleus mass."""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -481,6 +481,17 @@ class SamplingConfig(Section):
     """What becomes of a completion that reached ``max_tokens``; ``retry_once`` asks for ``retry_max_tokens``."""
     retry_max_tokens: PositiveInt | None = None
     """Limit of that second try (tokens); unset means twice ``max_tokens``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n ({self.n}) asks for several answers to a prompt and temperature 0 is greedy, which has one; raise "
+                "temperature, or set n to 1"
+            )
+        if "" in self.stop:
+            raise ValueError("stop has an empty string, which vLLM refuses with every prompt; leave it out")
+        return self
 
 
 class AcceptanceConfig(Section):

@@ -99,10 +99,10 @@ class AsyncTeacher(LLMServer):
     async def _complete(self, request: GenerateRequest) -> GenerateResult:
         from vllm.exceptions import VLLMClientError  # the replica has imported vLLM already
 
-        stream = self.engine._engine_client.generate(
-            {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request), request.request_id
-        )
         try:
+            stream = self.engine._engine_client.generate(
+                {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request), request.request_id
+            )
             async for output in stream:
                 if output.finished:
                     return to_result(request.request_id, output)

@@ -88,7 +88,7 @@ def tasks(job: DriverJob) -> list[dict[str, Any]]:
 
 def client_spec(job: DriverJob) -> ClientSpec:
     """What a client needs to know of the job."""
-    sampling = SamplingConfig(n=job.samples, temperature=0.0, max_tokens=job.max_tokens)
+    sampling = SamplingConfig(n=job.samples, max_tokens=job.max_tokens)
     table = TableJob(
         job.prompts_uri,
         job.completions_uri,

@@ -93,6 +93,7 @@ def test_load_number_without_a_point_in_the_recipe_is_a_number(tmp_path: Path) -
         ("training.num_workers=some", ["training.num_workers: must be a number of workers", "not 'some'"]),
         ("sampling.top_p=1.5", ["sampling.top_p", "less than or equal to 1", "1.5"]),
         ("sampling.temperature=.nan", ["sampling.temperature"]),
+        ("sampling.temperature=2.5", ["sampling.temperature", "less than or equal to 2", "2.5"]),
         ("sampling.stop=END", ["sampling.stop", "'END'"]),
         ("sampling.truncation=drop", ["sampling.truncation", "'reject', 'keep' or 'retry_once'", "'drop'"]),
         ("training.overlong=cut", ["training.overlong", "refuse", "drop", "'cut'"]),

@@ -152,6 +152,33 @@ def test_completion_must_leave_the_prompt_room_in_the_context(max_tokens: int, a
         assert f"sampling.max_tokens ({max_tokens})" in refusal(**changed)
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"n": 2, "temperature": 0},
+            "n (2) asks for several answers to a prompt and temperature 0 is greedy, which has",
+        ),
+        ({"temperature": 2.1}, "sampling.temperature must be less than or equal to 2, not 2.1"),
+        (
+            {"stop": ["END", ""]},
+            "sampling: stop has an empty string, which vLLM refuses with every prompt; leave it out",
+        ),
+    ],
+)
+def test_sampling_that_vllm_refuses_with_every_prompt_is_told_beforehand(
+    changed: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in refusal(sampling=changed)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"n": 2, "temperature": 0.01}, {"temperature": 0.0}, {"temperature": 2.0}, {"stop": ["END", " "]}]
+)
+def test_sampling_that_vllm_takes_is_taken(changed: dict[str, Any]) -> None:
+    make_config(sampling=changed)
+
+
 @pytest.mark.parametrize("name", ["", " a", "-a", ".a", "a/b", "a b", "ä"])
 def test_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
     assert "name" in refusal(name=name)
