@@ -149,6 +149,7 @@ def _to_app(ctx: RunContext, name: str, window_rows: int, kind: EngineKind | Non
         window_rows=window_rows,
         binding=bind_teacher(config, source),
         labels=config.cluster.teacher_labels,
+        drain_s=config.deadlines.request,
     )
 
 

@@ -638,7 +638,7 @@ class DeadlinesConfig(Section):
     replica_start: PositiveFloat = 1800.0
     """Until the first teacher replica is ready: download, weights, warm-up."""
     request: PositiveFloat = 600.0
-    """Until one call of rows comes back."""
+    """Until one call of rows comes back; so long may a replica that is scaled away finish its calls."""
     no_progress: PositiveFloat = 1800.0
     """Without a finished shard before generation gives up."""
     commit: PositiveFloat = 120.0

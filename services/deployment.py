@@ -14,13 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ReplicaState, ServeStatus
 
 from configs.errors import DeadlineExceeded, UserError
-from configs.schema import Device, EngineKind, TeacherConfig
+from configs.schema import DeadlinesConfig, Device, EngineKind, TeacherConfig
 from configs.terms.binding import Binding
 from services.engine_settings import engine_environment, engine_kwargs
 from services.scaling import BacklogPolicy
 from services.teacher import InProcessTeacher
 
-DRAIN_S = 600.0  # a replica that is scaled away may finish what it writes; Serve's default of 20 s would kill it
 OTHER_CALLS = (
     32  # a replica takes them beside its rows' calls: of the driver, and clients' questions whether it answers
 )
@@ -38,7 +37,8 @@ class TeacherApp:
     """One teacher as it is deployed: the Serve application ``name`` with ``model`` (a directory or repository).
 
     Its replicas load nothing but what ``binding`` says, and are placed on nodes that have the ``labels``. All clients
-    together ask for ``window_rows`` rows at a time.
+    together ask for ``window_rows`` rows at a time. A replica that is scaled away may finish its calls for ``drain_s``
+    seconds: as long as a caller waits for them.
     """
 
     name: str
@@ -50,6 +50,7 @@ class TeacherApp:
     window_rows: int
     binding: Binding | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    drain_s: float = DeadlinesConfig().request
 
 
 def start_teacher(app: TeacherApp) -> DeploymentHandle:
@@ -193,7 +194,7 @@ def _deployment_options(app: TeacherApp) -> dict[str, Any]:
         # replica may have the calls of all, while the others start.
         "max_ongoing_requests": app.window_rows + OTHER_CALLS,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
-        "graceful_shutdown_timeout_s": DRAIN_S,
+        "graceful_shutdown_timeout_s": app.drain_s,  # the default of 20 s would kill it in the middle of its answers
         "health_check_period_s": HEALTH_CHECK_EVERY_S,
         "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
     }

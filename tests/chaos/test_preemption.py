@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.echo import EchoScript, tokens_made
+from configs.schema import DeadlinesConfig
 from tests.chaos.driver import DriverJob, make_prompts
 from tests.chaos.harness import OBJECT_STORE_BYTES, Chaos, Driver, assert_exactly_once, read_completions, watch
 from tests.chaos.schedules import has_begun
@@ -36,10 +37,8 @@ def add_spot_node(chaos: Chaos) -> Any:
 
 def deploy_on_spot(chaos: Chaos, script: EchoScript) -> None:
     """One replica, with the time to finish what it writes that the deployments of a run have."""
-    from services.deployment import DRAIN_S  # imports Ray Serve
-
     actor = {"num_cpus": 0, "resources": {SPOT: 1}}
-    options = {"num_replicas": 1, "graceful_shutdown_timeout_s": DRAIN_S, "ray_actor_options": actor}
+    options = {"num_replicas": 1, "graceful_shutdown_timeout_s": DeadlinesConfig().request, "ray_actor_options": actor}
     chaos.deploy(NAME, script, scaling=options)
 
 

@@ -1,4 +1,4 @@
-"""What the driver waits for of a teacher: its first replica, and what that says of its engine."""
+"""How teachers are deployed, and what the driver waits for: a first replica, and what that says of its engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,9 @@ import pytest
 from cluster.context import RunContext
 from cluster.progress import Progress
 from cluster.run_dir import RunDir
-from cluster.teachers import read_engine, wait_for_teacher
+from cluster.teachers import read_engine, start_teachers, wait_for_teacher
 from configs.errors import BudgetReached, DeadlineExceeded
+from configs.schema import Device
 from tests.unit.configs.trees import make_config
 
 pytestmark = pytest.mark.unit
@@ -55,3 +56,22 @@ def test_teacher_that_does_not_describe_its_engine_is_a_sentence(
         DeadlineExceeded, match=r"in 7 s \(deadlines.request\), though .* ready: 1 RUNNING; all is well"
     ):
         read_engine(ctx, config.main_teacher, handle)
+
+
+def test_replica_that_is_scaled_away_may_finish_what_a_client_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(run_dir=str(tmp_path), deadlines__request=1234.0)
+    ctx = RunContext(config, RunDir.of(config), Progress(config.name, RunDir.of(config)))
+    deployed: list[Any] = []
+
+    def run_many(targets: list[Any], **_: object) -> list[None]:
+        deployed.extend(targets)
+        return [None]
+
+    monkeypatch.setattr("cluster.teachers.teacher_device", lambda *_: Device.CPU)
+    monkeypatch.setattr("cluster.teachers._start_serve", lambda _: None)
+    monkeypatch.setattr("ray.serve.run_many", run_many)
+    start_teachers(ctx, {config.main_teacher: 8})
+    [target] = deployed
+    assert target.target._bound_deployment._deployment_config.graceful_shutdown_timeout_s == 1234.0
