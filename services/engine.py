@@ -6,23 +6,17 @@ start (one import). The engine is built on the thread that steps it, so that its
 
 import asyncio
 import gc
-import logging
 import queue
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 from services.generation import EngineDescription, GenerateRequest, GenerateResult
+from services.replica import end_replica
 from services.vllm_adapter import describe, sampling_params, to_result
-
-logger = logging.getLogger(__name__)
 
 IDLE_POLL_S = 0.5  # only how soon a thread without work notices that it should end
 WARM_UP_TOKENS = 4  # enough to pick every kernel of prefill and decode once
-
-
-class EngineDead(RuntimeError):
-    """The engine thread ended; the replica is unhealthy and Serve replaces it."""
 
 
 @dataclass(slots=True)
@@ -33,7 +27,10 @@ class _Pending:
 
 
 class InProcessEngine:
-    """`vllm.v1.engine.llm_engine.LLMEngine` on a thread. ``engine_kwargs`` are vLLM's `EngineArgs` but the model."""
+    """`vllm.v1.engine.llm_engine.LLMEngine` on a thread. ``engine_kwargs`` are vLLM's `EngineArgs` but the model.
+
+    An engine that dies once it has started ends the process.
+    """
 
     def __init__(self, model: str, engine_kwargs: dict[str, Any]) -> None:
         self._model = model
@@ -54,9 +51,7 @@ class InProcessEngine:
             raise RuntimeError(f"vLLM could not start: {self._failure}") from self._failure
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
-        """Complete one prompt. Raises `EngineDead` when the engine ends first; cancelling aborts the request."""
-        if self._failure is not None:
-            raise EngineDead(f"the engine stopped: {self._failure}")
+        """Complete one prompt; cancelling aborts the request."""
         loop = asyncio.get_running_loop()
         pending = _Pending(request, loop.create_future(), loop)
         self._inbox.put(pending)
@@ -65,11 +60,6 @@ class InProcessEngine:
         except asyncio.CancelledError:
             self._inbox.put(request.request_id)
             raise
-
-    def check_health(self) -> None:
-        """Raise `EngineDead` when the engine can serve no more; Serve then replaces the replica."""
-        if self._failure is not None or not self._thread.is_alive():
-            raise EngineDead(f"the engine thread has ended: {self._failure}")
 
     def shutdown(self) -> None:
         """Let the thread end after its current step."""
@@ -91,10 +81,7 @@ class InProcessEngine:
                 if self._pending:
                     self._deliver(engine.step())
         except BaseException as error:
-            logger.exception("engine thread ended with %d requests in flight", len(self._pending))
-            self._failure = error
-            for pending in self._pending.values():
-                _resolve(pending, EngineDead(f"the engine stopped: {error}"))
+            end_replica(error)
 
     def _build(self) -> Any:
         # Imported on the engine's thread and not before: importing vLLM costs seconds, and only replicas need it.
@@ -134,14 +121,14 @@ class InProcessEngine:
         from vllm.exceptions import VLLMClientError  # this thread has imported vLLM already
 
         request = pending.request
-        self._pending[request.request_id] = pending  # first: whatever ends the engine here tells this request too
         try:
             engine.add_request(
                 request.request_id, {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request)
             )
         except (ValueError, VLLMClientError) as error:  # vLLM's refusal of this one prompt: too long, a bad token
-            del self._pending[request.request_id]
             _resolve(pending, GenerateResult(request.request_id, error=str(error)))
+            return
+        self._pending[request.request_id] = pending
 
     def _deliver(self, outputs: list[Any]) -> None:
         for output in outputs:
@@ -149,13 +136,9 @@ class InProcessEngine:
                 _resolve(pending, to_result(output.request_id, output))
 
 
-def _resolve(pending: _Pending, outcome: GenerateResult | EngineDead) -> None:
+def _resolve(pending: _Pending, result: GenerateResult) -> None:
     def settle() -> None:
-        if pending.future.done():  # cancelled meanwhile
-            return
-        if isinstance(outcome, EngineDead):
-            pending.future.set_exception(outcome)
-        else:
-            pending.future.set_result(outcome)
+        if not pending.future.done():  # it may have been cancelled meanwhile
+            pending.future.set_result(result)
 
     pending.loop.call_soon_threadsafe(settle)

@@ -18,6 +18,7 @@ from configs.terms.binding import Binding, check_binding
 from services.gateway.requests import CHAT
 from services.generation import GenerateRequest, GenerateResult
 from services.meter import Meter
+from services.replica import end_replica
 from services.replies import yield_in_groups
 from services.vllm_adapter import describe, sampling_params, to_result
 
@@ -39,15 +40,17 @@ class AsyncTeacher(LLMServer):
         self._meter = Meter(time.monotonic() - started)
 
     async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
-        """Complete a micro-batch; yields the results as rows are done.
-
-        Raises:
-            vllm's EngineDeadError: the replica is lost; the caller tries elsewhere.
-        """
+        """Complete a micro-batch; yields the results as rows are done. If the engine dies, so does this process."""
+        _end_if_dead(self)  # a call without rows asks whether anybody is there
         with self._meter.call():
             async for results in yield_in_groups(self._complete(request) for request in batch):
                 self._meter.count(results)
                 yield results
+
+    async def check_health(self) -> None:
+        """Serve asks now and then."""
+        _end_if_dead(self)
+        await super().check_health()
 
     async def describe(self) -> dict[str, Any]:
         """The engine configuration as vLLM resolved it: the fields of `EngineDescription`."""
@@ -108,6 +111,9 @@ class AsyncTeacher(LLMServer):
                     return to_result(request.request_id, output)
         except (ValueError, VLLMClientError) as error:  # vLLM's refusal of this one prompt
             return GenerateResult(request.request_id, error=str(error))
+        except Exception:
+            _end_if_dead(self)
+            raise
         raise RuntimeError(f"request {request.request_id} ended without a final output")
 
 
@@ -118,6 +124,17 @@ class HttpTeacher(LLMServer):
         if (binding := llm_config.experimental_configs.get(BINDING)) is not None:
             check_binding(binding)
         await super().__init__(llm_config, **kwargs)
+
+    async def check_health(self) -> None:
+        """Serve asks now and then."""
+        _end_if_dead(self)
+        await super().check_health()
+
+
+def _end_if_dead(server: LLMServer) -> None:
+    # vLLM says so when a process of the engine is gone and when what reads its outputs has failed.
+    if server.engine._engine_client.errored:
+        end_replica(server.engine._engine_client.dead_error)
 
 
 def read_events(text: str) -> list[dict[str, Any]]:

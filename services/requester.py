@@ -5,7 +5,8 @@
   rows' fault while the teacher does not even answer a call without rows: then it counts as busy.
 - The replica died (`Fault.LOST`): try again elsewhere. A call that died twice is tried once more with nothing else of
   this client in flight, so that bystanders are cleared; one that dies alone as well is cut in halves, until the prompt
-  that the engine cannot survive stands by itself and becomes a failed row.
+  that the engine cannot survive stands by itself and becomes a failed row. A death counts only where the teacher has
+  answered since the one before: what is lost with a teacher that is not there says nothing of a prompt.
 - Anything else is a fault of the run and travels up.
 """
 
@@ -49,11 +50,10 @@ class Fault(StrEnum):
 FAULTS = {
     "BackPressureError": Fault.BUSY,
     "DeploymentUnavailableError": Fault.BUSY,
+    "EngineDeadError": Fault.BUSY,  # it was dead before; a replica whose engine dies of a call dies itself
     "TimeoutError": Fault.LATE,
     "ActorDiedError": Fault.LOST,
     "ActorUnavailableError": Fault.LOST,
-    "EngineDead": Fault.LOST,
-    "EngineDeadError": Fault.LOST,
     "NodeDiedError": Fault.LOST,
     "ObjectLostError": Fault.LOST,
     "OutOfMemoryError": Fault.LOST,  # Ray's memory monitor ended the replica
@@ -142,7 +142,7 @@ class Requester:
                 return
             requests = _left(requests, done)
             late += fault is Fault.LATE and await self._is_answering()
-            lost += fault is Fault.LOST
+            lost += fault is Fault.LOST and await self._is_answering()
             if late >= self._max_attempts:
                 _fail(requests, done, f"deadline: no answer in {late} times {self._deadline_s:.0f} s")
                 return
@@ -189,6 +189,8 @@ class Requester:
                     self._window.leave(freed)
 
             try:
+                if alone and not await self._is_answering():
+                    return Fault.BUSY
                 await (self._ask(requests, keep) if alone else self._ask_hedged(requests, done, keep))
             except Exception as error:
                 fault = classify(error)

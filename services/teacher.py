@@ -28,11 +28,7 @@ class InProcessTeacher:
         self._meter = Meter(time.monotonic() - started)
 
     async def generate(self, batch: list[GenerateRequest]) -> AsyncGenerator[list[GenerateResult]]:
-        """Complete a micro-batch; yields the results as rows are done.
-
-        Raises:
-            services.engine.EngineDead: the replica is lost; the caller tries elsewhere.
-        """
+        """Complete a micro-batch; yields the results as rows are done. If the engine dies, so does this process."""
         with self._meter.call():
             async for results in yield_in_groups(self._engine.generate(request) for request in batch):
                 self._meter.count(results)
@@ -50,10 +46,6 @@ class InProcessTeacher:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve hands it to `services.scaling`."""
         return self._meter.report()
-
-    async def check_health(self) -> None:
-        """Serve replaces a replica whose health check raises."""
-        self._engine.check_health()
 
     def __del__(self) -> None:
         """Serve calls it when it ends a replica."""

@@ -98,10 +98,15 @@ class Chaos:
         return str(self.cluster.address)
 
     def deploy(
-        self, name: str, script: EchoScript, num_replicas: int = 2, scaling: dict[str, Any] | None = None
+        self,
+        name: str,
+        script: EchoScript,
+        num_replicas: int = 2,
+        scaling: dict[str, Any] | None = None,
+        teacher: type[EngineTeacher] = EngineTeacher,
     ) -> None:
         """Put the echo teacher on the cluster, or replace it; ``scaling`` is as in `benchmarks.echo.deploy`."""
-        self._run(_deploy, name, script, num_replicas, scaling)
+        self._run(_deploy, name, script, num_replicas, scaling, teacher)
 
     def delete(self, name: str) -> None:
         """Take the teacher away."""
@@ -308,8 +313,10 @@ def _connect_and(address: str, call: Callable[..., None], *arguments: Any) -> No
     call(*arguments)
 
 
-def _deploy(name: str, script: EchoScript, num_replicas: int, scaling: dict[str, Any] | None) -> None:
-    with patch.object(benchmarks.echo, "EchoTeacher", EngineTeacher):
+def _deploy(
+    name: str, script: EchoScript, num_replicas: int, scaling: dict[str, Any] | None, teacher: type[EngineTeacher]
+) -> None:
+    with patch.object(benchmarks.echo, "EchoTeacher", teacher):
         benchmarks.echo.deploy(name, script, num_replicas=num_replicas, scaling=scaling)
 
 

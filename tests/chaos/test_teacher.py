@@ -12,6 +12,7 @@ from tests.chaos.clients import POISON, REFUSED
 from tests.chaos.driver import STOPPED, DriverJob, make_prompts
 from tests.chaos.harness import Chaos, assert_exactly_once, read_completions
 from tests.chaos.schedules import has_begun
+from tests.chaos.teacher import EngineTeacher, LingeringTeacher
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 @pytest.fixture
 def job(chaos: Chaos, request: pytest.FixtureRequest) -> Iterator[DriverJob]:
     """A run and the name of a teacher of its own, which is gone afterwards."""
-    name = request.node.name
+    name = request.node.name.replace("[", "-").rstrip("]")
     yield DriverJob(chaos.address, name, str(chaos.temp / name), make_prompts(40))
     chaos.delete(name)
 
@@ -61,8 +62,11 @@ def test_replicas_that_die_while_answering_cost_only_what_was_in_flight(chaos: C
     assert tokens_made(tally) - sealed <= deaths * job.window_rows * sealed / len(rows)
 
 
-def test_engine_that_dies_inside_its_replica_is_replaced_and_fails_no_row(chaos: Chaos, job: DriverJob) -> None:
-    chaos.deploy(job.app_name, EchoScript(latency_s=0.15), num_replicas=2)
+@pytest.mark.parametrize("teacher", [EngineTeacher, LingeringTeacher])
+def test_engine_that_dies_inside_its_replica_is_replaced_and_fails_no_row(
+    chaos: Chaos, job: DriverJob, teacher: type[EngineTeacher]
+) -> None:
+    chaos.deploy(job.app_name, EchoScript(latency_s=0.15), num_replicas=2, teacher=teacher)
     job = changed(job, prompts=make_prompts(240))
     driver = chaos.start(job)
     driver.wait_for(has_begun)

@@ -25,8 +25,8 @@ class ActorDiedError(Exception):
     """Of Ray's name: the replica is gone."""
 
 
-class EngineDead(RuntimeError):
-    """Of the engine's name."""
+class EngineDeadError(Exception):
+    """Of vLLM's name."""
 
 
 @dataclass
@@ -240,7 +240,7 @@ def test_complete_gives_every_attempt_other_ids() -> None:
     assert len(ids) == len(set(ids)) == 8
 
 
-@pytest.mark.parametrize("error", [ActorDiedError("gone"), EngineDead("gone")])
+@pytest.mark.parametrize("error", [ActorDiedError("gone"), EngineDeadError("gone")])
 def test_complete_lost_replica_is_tried_elsewhere(error: Exception) -> None:
     teacher = ScriptedTeacher(lambda _, number: error if number == 0 else 1.0)
     first, second = complete(teacher, "ab", "c")
@@ -266,6 +266,39 @@ def test_complete_poison_is_found_by_halves() -> None:
     teacher = ScriptedTeacher(poison(call[-1]))
     assert answered(complete(teacher, call)[0]) == f"{call[:-1]}."
     assert len(teacher.calls) < 16  # each death costs a replica's start
+
+
+@pytest.mark.parametrize("error", [ActorDiedError("gone"), EngineDeadError("gone")])
+def test_complete_teacher_that_is_gone_for_a_while_fails_no_row(error: Exception) -> None:
+    def state() -> float | BaseException:
+        return error if asyncio.get_running_loop().time() < started[0] + 30 else 1.0
+
+    started: list[float] = []
+
+    def script(*_: object) -> float | BaseException:
+        started or started.append(asyncio.get_running_loop().time())
+        return state()
+
+    results = complete(ScriptedTeacher(script, probe=state), *"abcdefgh", window_rows=3)
+    assert "".join(map(answered, results)) == "abcdefgh"
+
+
+def test_complete_row_that_meets_a_dead_engine_time_and_again_does_not_fail() -> None:
+    """Of two replicas one has no engine left, and is chosen ever again, as its queue is the shortest."""
+    teacher = ScriptedTeacher(lambda _, number: EngineDeadError("gone") if number < 9 else 1.0)
+    assert answered(complete(teacher, "a")[0]) == "a"
+
+
+def test_complete_deaths_count_only_where_the_teacher_has_answered_in_between() -> None:
+    """Two in company do; then it is gone when the call would be tried alone, and dies four times as it starts."""
+    answers = [True, True, *[False] * 5]
+
+    def probe() -> float | BaseException:
+        return 0.1 if not answers or answers.pop(0) else ActorDiedError("gone")
+
+    teacher = ScriptedTeacher(lambda _, number: ActorDiedError("gone") if number < 8 else 1.0, probe)
+    assert answered(complete(teacher, "a")[0]) == "a"
+    assert len(teacher.calls) == 9
 
 
 def test_complete_two_poisons_and_nothing_else_fail() -> None:
@@ -388,7 +421,7 @@ def test_classify_knows_rays_own_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "fault"), [(EngineDead("gone"), Fault.LOST), (TimeoutError(), Fault.LATE), (ValueError("bad"), None)]
+    ("cause", "fault"), [(EngineDeadError("gone"), Fault.BUSY), (TimeoutError(), Fault.LATE), (ValueError("bad"), None)]
 )
 def test_classify_sees_through_what_ray_wraps_around_a_replicas_error(cause: Exception, fault: Fault | None) -> None:
     from ray.exceptions import RayTaskError
@@ -412,6 +445,8 @@ class Trickle(ScriptedTeacher):
         raise AssertionError("read by rows")
 
     def remote(self, batch: list[GenerateRequest]) -> Any:
+        if not batch:
+            return super().remote(batch)
         prompts = [each.request_id.rsplit("-", 1)[0] for each in batch]
         call = Call(prompts, [each.request_id for each in batch], asyncio.get_running_loop().time(), self.in_flight)
         self.calls.append(call)
