@@ -102,6 +102,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     store = Store()
     monkeypatch.setattr(serve, "get_app_handle", lambda _: store.teacher)
     monkeypatch.setattr(services.client, "PromptRenderer", StandInRenderer)
+    # For good: this process would have a transformers without PyTorch in later tests as well.
+    monkeypatch.setattr(services.client, "import_transformers_without_torch", lambda: None)
     monkeypatch.setattr(services.pipeline, "COMMIT_EVERY_S", 0.0)
     monkeypatch.setattr(services.pipeline, "STREAM_END_S", TURN_S)
     monkeypatch.setattr(pq, "write_table", _counted(pq.write_table, store))
