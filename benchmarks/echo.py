@@ -63,9 +63,9 @@ class EchoTeacher:
             self._count(results)
             yield results
 
-    async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
+    async def tell_backlog(self, rows: int, seconds_left: float | None) -> float:
         """As a real teacher's."""
-        self._meter.tell(rows, seconds_left)
+        return self._meter.tell(rows, seconds_left)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """As a real teacher's."""

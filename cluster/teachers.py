@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.binding import bind_teacher
@@ -80,12 +82,39 @@ def wait_for_teacher(ctx: RunContext, teacher: str) -> None:
     """
     from services.deployment import wait_until_ready
 
-    def on_wait(message: str) -> None:
-        ctx.budget.check()  # the nodes cost as much while weights load
-        ctx.progress.update(detail=f"waiting for the first teacher replica ({message})")
-
-    wait_until_ready(app_name(ctx.config, teacher), ctx.config.deadlines.replica_start, on_wait)
+    wait_until_ready(app_name(ctx.config, teacher), ctx.config.deadlines.replica_start, partial(_show_wait, ctx))
     ctx.progress.update(detail="")
+
+
+class TeacherStarts:
+    """The wait for the first replica of each teacher, one look at a time: those that are ready work meanwhile."""
+
+    def __init__(self, ctx: RunContext, teachers: list[str]) -> None:
+        self._ctx = ctx
+        self._give_up_at = time.monotonic() + ctx.config.deadlines.replica_start
+        self.loading = list(teachers)
+
+    def look(self) -> list[str]:
+        """The teachers that have become ready since the last look. Raises what `wait_for_teacher` raises."""
+        if not self.loading:
+            return []
+        from services.deployment import is_ready
+
+        config, on_wait = self._ctx.config, partial(_show_wait, self._ctx)
+        ready = [
+            teacher
+            for teacher in self.loading
+            if is_ready(app_name(config, teacher), config.deadlines.replica_start, self._give_up_at, on_wait)
+        ]
+        self.loading = [teacher for teacher in self.loading if teacher not in ready]
+        if not self.loading:
+            self._ctx.progress.update(detail="")
+        return ready
+
+
+def _show_wait(ctx: RunContext, message: str) -> None:
+    ctx.budget.check()  # the nodes cost as much while weights load
+    ctx.progress.update(detail=f"waiting for the first teacher replica ({message})")
 
 
 def read_engine(ctx: RunContext, teacher: str, handle: "DeploymentHandle") -> dict[str, Any]:

@@ -514,8 +514,8 @@ class GenerationConfig(Section):
     clients: PositiveInt = 1
     """Ray Data actors that feed the teacher."""
     window_rows: PositiveInt | None = None
-    """Rows one client keeps in flight; unset takes half more than all replicas decode at a time, shared among
-    the clients (rows)."""
+    """Rows one client keeps in flight while ``max_replicas`` run, and a share of them while fewer do; unset takes half
+    more than all replicas decode at a time, shared among the clients (rows)."""
     rows_per_call: PositiveInt = 32
     """Rows of one call to a replica (rows)."""
     reorder: bool = True
@@ -638,9 +638,10 @@ class DeadlinesConfig(Section):
     replica_start: PositiveFloat = 1800.0
     """Until the first teacher replica is ready: download, weights, warm-up."""
     request: PositiveFloat = 600.0
-    """Until one call of rows comes back; so long may a replica that is scaled away finish its calls."""
+    """How long the teacher may send nothing at all, or one call may take once its turn has come, before it is asked
+    again: more than the longest answer takes. So long may a replica that is scaled away finish its calls."""
     no_progress: PositiveFloat = 1800.0
-    """Without a finished shard before generation gives up."""
+    """Without a row from the teacher, or a finished shard, before generation gives up."""
     commit: PositiveFloat = 120.0
     """Until a shard is committed."""
     hand_over: PositiveFloat = 180.0

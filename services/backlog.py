@@ -1,6 +1,10 @@
-"""Tells a teacher now and then how many rows still wait for it, from which `services.scaling` decides on replicas."""
+"""Tells a teacher now and then how many rows still wait for it, from which `services.scaling` decides on replicas.
+
+The answer says when a replica has last answered a row: that is how a run sees progress before a shard is finished.
+"""
 
 import logging
+import math
 import threading
 import time
 from typing import Any
@@ -20,6 +24,7 @@ class BacklogReporter:
     def __init__(self, teacher: Any, rows: int, deadline_s: float | None) -> None:
         self._teacher = teacher
         self._rows = rows
+        self.heard_at = -math.inf  # when a replica has last answered a row, as far as is known (`time.monotonic`)
         self._ends_at = None if deadline_s is None else time.monotonic() + deadline_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tell_often, name="backlog-reports", daemon=True)
@@ -50,7 +55,8 @@ class BacklogReporter:
         response = self._teacher.tell_backlog.remote(self._rows, seconds_left)
         for _ in range(TRIES):
             try:
-                response.result(timeout_s=TELL_EVERY_S)
+                idle_s = response.result(timeout_s=TELL_EVERY_S)
+                self.heard_at = max(self.heard_at, time.monotonic() - idle_s)
                 return
             except TimeoutError:
                 if self._stop.is_set():

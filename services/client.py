@@ -9,9 +9,11 @@ import asyncio
 import gc
 import hashlib
 import json
+import logging
 import math
 import threading
 from collections import Counter
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -34,6 +36,9 @@ from services.template import PromptRenderer, import_transformers_without_torch
 # engine of 256 places is 58 % full with one window, 90 % with four, 99 % with five, and never runs dry from six on.
 OPEN_WINDOWS = 8
 SHARDS_AT_ENDS = 2  # one of which the last rows are awaited, and one that enters the window
+LOOK_EVERY_S = 3.0  # at the replicas that run: a new one waits so long for its rows
+
+logger = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -64,7 +69,10 @@ class TableJob:
 
 @dataclass(frozen=True, slots=True)
 class ClientSpec:
-    """All that a client actor needs; plain data, sent to it once. ``tables`` are found by name in each task."""
+    """All that a client actor needs; plain data, sent to it once. ``tables`` are found by name in each task.
+
+    ``window_rows`` may be in flight while ``max_replicas`` run, and a share of them while fewer do.
+    """
 
     app_name: str
     tables: dict[str, TableJob]
@@ -97,6 +105,8 @@ class ShardClient:
     def __init__(self, spec: ClientSpec) -> None:
         from ray import serve  # the actor's process has Ray; importing this module must not need it
 
+        from services.replicas import window_share
+
         self._spec = spec
         if not spec.trust_remote_code:  # a repository's own code may want PyTorch
             import_transformers_without_torch()
@@ -110,12 +120,14 @@ class ShardClient:
         generation = spec.generation
         self._requester = Requester(
             handle.options(stream=True).generate,
-            window_rows=spec.window_rows,
+            window_rows=window_share(spec.window_rows, 1, spec.max_replicas),
             deadline_s=spec.request_deadline_s,
             max_attempts=generation.max_attempts,
             hedge=spec.max_replicas > 1,
         )
         self._completer = Completer(self._requester, generation)
+        if spec.max_replicas > 1:
+            self._following = asyncio.run_coroutine_threadsafe(self._follow_replicas(), self._loop)
         gc.freeze()  # a million objects of the libraries, which each full collection would look at again
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -127,6 +139,28 @@ class ShardClient:
             except UserError as error:
                 summaries.append({"table": task["table"], "shard": task["shard"], "error": str(error)})
         return pa.Table.from_pylist(summaries, schema=SUMMARY_SCHEMA)
+
+    @property
+    def window_rows(self) -> int:
+        """Rows that may be with the teacher now."""
+        return self._requester.window_rows
+
+    async def _follow_replicas(self) -> None:
+        """Keep the window at what the running replicas have work for."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        from services.replicas import running_replicas, window_share
+
+        spec = self._spec
+        while True:
+            try:
+                running = await asyncio.to_thread(running_replicas, spec.app_name)
+            except (RayError, RayServeException) as error:  # the window stays as it is, and the next look may succeed
+                logger.debug("the replicas of %s are not known: %s", spec.app_name, error)
+            else:
+                self._requester.resize(window_share(spec.window_rows, running, spec.max_replicas))
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _make_shard(self, table: str, shard: int, path: str) -> dict[str, Any]:
         job = self._tables[table]
@@ -147,14 +181,16 @@ class ShardClient:
         prompts = read_shard(job.prompts_uri, path).to_pylist()
         work = asyncio.run_coroutine_threadsafe(self._complete_shard(job, prompts), self._loop)
         deadline_s = self._spec.shard_deadline_s + self._spec.replica_start_s
-        try:
-            return work.result(timeout=deadline_s)
-        except TimeoutError:
-            work.cancel()  # and with it the calls that the teacher still holds
-            raise DeadlineExceeded(
-                f"shard {shard} of {job.completions_uri} was not done in {deadline_s:.0f} s "
-                f"(deadlines.no_progress): the teacher {self._spec.app_name} holds some of its {len(prompts)} prompts"
-            ) from None
+        began = self._loop.time()
+        while (left_s := max(began, self._requester.heard_at) + deadline_s - self._loop.time()) > 0:
+            wait([work], timeout=left_s)  # rows that came meanwhile are progress, whichever shard they belong to
+            if work.done():
+                return work.result()
+        work.cancel()  # and with it the calls that the teacher still holds
+        raise DeadlineExceeded(
+            f"shard {shard} of {job.completions_uri} is not done, and no row came back for {deadline_s:.0f} s "
+            f"(deadlines.no_progress): the teacher {self._spec.app_name} holds some of its {len(prompts)} prompts"
+        )
 
     async def _complete_shard(self, job: TableJob, prompts: list[dict[str, Any]]) -> list[Row]:
         """The rows of a shard in the order of its prompts, whatever order their answers came in."""

@@ -107,21 +107,26 @@ def wait_until_ready(app_name: str, deadline_s: float, on_wait: Callable[[str], 
         DeadlineExceeded: no replica was ready in ``deadline_s`` seconds.
     """
     give_up_at = time.monotonic() + deadline_s
-    while True:
-        status = serve.status()
-        if _has_replicas(status, app_name):
-            return
-        app = status.applications.get(app_name)
-        messages = [app.message, *(each.message for each in app.deployments.values())] if app else []
-        if app is not None and app.status == ApplicationStatus.DEPLOY_FAILED:
-            raise UserError(f"the teacher could not start: {_last_line(messages)}")
-        if time.monotonic() > give_up_at:
-            raise DeadlineExceeded(
-                f"no teacher replica was ready after {deadline_s:.0f} s (deadlines.replica_start); "
-                f"Serve says: {_last_line(messages)}"
-            )
-        on_wait(_last_line(messages))
+    while not is_ready(app_name, deadline_s, give_up_at, on_wait):
         time.sleep(POLL_S)
+
+
+def is_ready(app_name: str, deadline_s: float, give_up_at: float, on_wait: Callable[[str], None]) -> bool:
+    """One look of `wait_until_ready`, with its errors; ``on_wait`` is told what Serve says of a teacher that is not."""
+    status = serve.status()
+    if _has_replicas(status, app_name):
+        return True
+    app = status.applications.get(app_name)
+    messages = [app.message, *(each.message for each in app.deployments.values())] if app else []
+    if app is not None and app.status == ApplicationStatus.DEPLOY_FAILED:
+        raise UserError(f"the teacher could not start: {_last_line(messages)}")
+    if time.monotonic() > give_up_at:
+        raise DeadlineExceeded(
+            f"no teacher replica was ready after {deadline_s:.0f} s (deadlines.replica_start); "
+            f"Serve says: {_last_line(messages)}"
+        )
+    on_wait(_last_line(messages))
+    return False
 
 
 def describe_teacher(app_name: str) -> str:

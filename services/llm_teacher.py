@@ -56,9 +56,9 @@ class AsyncTeacher(LLMServer):
         """The engine configuration as vLLM resolved it: the fields of `EngineDescription`."""
         return asdict(describe(self.engine._engine_client.vllm_config, "async"))
 
-    async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
-        """What the run still wants of all replicas together."""
-        self._meter.tell(rows, seconds_left)
+    async def tell_backlog(self, rows: int, seconds_left: float | None) -> float:
+        """What the run still wants of all replicas together. Returns seconds since this one answered a row."""
+        return self._meter.tell(rows, seconds_left)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve hands it to `services.scaling`."""

@@ -3,6 +3,7 @@
 Serve carries it to `services.scaling` with the metrics of its own, so there is no further actor that could be gone.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Meter:
         self._since: float | None = None
         self._busy_s = self._tokens = 0.0
         self._rows = self._row_tokens = 0
+        self._answered_at = -math.inf
         self._told: dict[str, float] = {"rows": 0.0, "ends_at": 0.0, "told_at": 0.0}
 
     @contextmanager
@@ -52,6 +54,8 @@ class Meter:
         self._rows += len(lengths)
         self._row_tokens += sum(lengths)
         now = self._clock()
+        if results:
+            self._answered_at = now
         if self._since is not None:
             self._forget(now - self._since)
             self._busy_s += now - self._since
@@ -59,11 +63,12 @@ class Meter:
         if lengths:
             self._since = now
 
-    def tell(self, rows: int, seconds_left: float | None) -> None:
-        """What the run has to say of its backlog; None without a deadline."""
+    def tell(self, rows: int, seconds_left: float | None) -> float:
+        """What the run has to say of its backlog; None without a deadline. Returns seconds since the last answer."""
         now = self._wall_clock()
         ends_at = 0.0 if seconds_left is None else max(1.0, now + seconds_left)
         self._told = {"rows": float(rows), "ends_at": ends_at, "told_at": now}
+        return self._clock() - self._answered_at
 
     def report(self) -> dict[str, float]:
         """For Serve, which carries numbers alone: 0 stands for what is not known."""

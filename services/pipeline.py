@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, Queue
@@ -29,6 +29,7 @@ from services.table import StoredFile, TableWriter
 CLIENT_CPUS = 0.5  # a client mostly waits for the teacher; on two cores it must fit beside one replica
 COMMIT_EVERY_S = 0.5  # a transaction costs some 30 ms of a core, however many shards are in it
 SILENCES = 10  # reports of no progress before the run gives up
+LOAD_LOOK_S = 0.25  # at teachers that still load
 STREAM_END_S = 5.0  # for the pipeline to end by itself before its cluster is taken away
 
 Summary = dict[str, Any]
@@ -45,17 +46,19 @@ class Feed:
 def stream_shards(
     feeds: list[Feed],
     on_silence: Callable[[float, int], None] = lambda *_: None,
-    wait_for_teacher: Callable[[], None] = lambda: None,
+    is_loading: Callable[[], bool] = lambda: False,
+    heard_at: Callable[[], float] = lambda: -math.inf,
 ) -> Generator[Summary]:
     """Make the shards of each teacher, all at the same time; yields a summary as each is committed.
 
     Claims the tables first: of two commands on one run the later goes on, and the earlier stops. ``on_silence`` is told
-    of the seconds without a shard and of the shards that are missing, ten times before the run gives up.
-    ``wait_for_teacher`` returns when replicas can answer; the clients start and render prompts meanwhile.
+    of the seconds without a row and of the shards that are missing, ten times before the run gives up. ``heard_at`` is
+    when a teacher has last answered a row (`time.monotonic`), which is progress as a shard is. ``is_loading`` is asked
+    again and again until each teacher can answer; the shards of those that can are committed meanwhile.
 
     Raises:
         UserError: why the run cannot go on, such as a later command.
-        DeadlineExceeded: no shard came for ``spec.shard_deadline_s``; Ray Data itself would wait for ever.
+        DeadlineExceeded: neither row nor shard came for ``spec.shard_deadline_s``; Ray Data itself would wait for ever.
     """
     spec, tasks = feeds[0].spec, [task for feed in feeds for task in feed.tasks]
     uris = {name: spec.tables[name].completions_uri for name in sorted({task["table"] for task in tasks})}
@@ -74,14 +77,14 @@ def stream_shards(
     def watch(silent_s: float) -> None:
         for writer in writers.values():
             writer.require_newest()
-        on_silence(silent_s, len(waiting))
+        if silent_s:
+            on_silence(silent_s, len(waiting))
 
     with _Stream(
         [partial(_run_clients, feed.spec, todo) for feed in feeds if (todo := _left(feed, waiting))]
     ) as stream:
-        wait_for_teacher()
         while waiting:
-            summaries, error = stream.take(spec.shard_deadline_s, watch)
+            summaries, error = stream.take(spec.shard_deadline_s, watch, is_loading, heard_at)
             fresh = {(each["table"], each["shard"]): each for each in summaries}
             fresh = {key: each for key, each in fresh.items() if key in waiting}  # Ray may run a lost task again
             for name, writer in writers.items():
@@ -156,23 +159,43 @@ class _Stream:
         for thread in self._threads:
             thread.join(timeout=max(0.0, give_up_at - time.monotonic()))
 
-    def take(self, deadline_s: float, on_silence: Callable[[float], None]) -> tuple[list[Summary], Exception | None]:
+    def take(
+        self,
+        deadline_s: float,
+        watch: Callable[[float], None],
+        is_loading: Callable[[], bool],
+        heard_at: Callable[[], float],
+    ) -> tuple[list[Summary], Exception | None]:
         """All summaries that are there, at least one, and the error that ended the stream after them, if any."""
-        items = [self._first(deadline_s, on_silence)]
+        items = [self._while_loading(is_loading) or self._first(deadline_s, watch, heard_at)]
         time.sleep(max(0.0, self._taken_at + COMMIT_EVERY_S - time.monotonic()))
         self._taken_at = time.monotonic()
         items += self._rest()
         summaries = [each for each in items if isinstance(each, dict)]
         return summaries, next((each for each in items if isinstance(each, Exception)), None)
 
-    def _first(self, deadline_s: float, on_silence: Callable[[float], None]) -> Summary | Exception:
-        for silence in range(1, SILENCES + 1):
-            try:
-                return self._queue.get(timeout=deadline_s / SILENCES)
-            except Empty:
-                on_silence(silence * deadline_s / SILENCES)
+    def _while_loading(self, is_loading: Callable[[], bool]) -> Summary | Exception | None:
+        """The first item that comes before all teachers can answer; None when they can. Their wait has its own end."""
+        try:
+            while is_loading():
+                with suppress(Empty):
+                    return self._queue.get(timeout=LOAD_LOOK_S)
+        except UserError as error:  # of one teacher; what others have made is committed before it is raised
+            return error
+        return None
+
+    def _first(
+        self, deadline_s: float, watch: Callable[[float], None], heard_at: Callable[[], float]
+    ) -> Summary | Exception:
+        silences, pause_s = 0, deadline_s / SILENCES
+        while silences < SILENCES:
+            since = time.monotonic()
+            with suppress(Empty):
+                return self._queue.get(timeout=pause_s)
+            silences = 0 if heard_at() > since else silences + 1
+            watch(silences * pause_s)
         return DeadlineExceeded(
-            f"generation made no progress for {deadline_s:.0f} s (deadlines.no_progress): no shard was finished"
+            f"generation made no progress for {deadline_s:.0f} s (deadlines.no_progress): no row came back"
         )
 
     def _rest(self) -> Iterator[Summary | Exception]:

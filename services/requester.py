@@ -1,8 +1,9 @@
 """Calls the teacher with deadlines, retries and cancellation; the only place that decides what an error means.
 
 - The teacher is busy or scaling (`Fault.BUSY`): wait and try again, until the run's own no-progress deadline.
-- A reply is late (`Fault.LATE`): try again; after ``max_attempts`` its rows fail with that reason. It is not the
-  rows' fault while the teacher does not even answer a call without rows: then it counts as busy.
+- A reply is late (`Fault.LATE`): try again; after ``max_attempts`` its rows fail with that reason. Who waits for others
+  is not late: the deadline runs while the teacher sends nothing at all, and from when a row's turn has come. It is not
+  the rows' fault while the teacher does not even answer a call without rows: then it counts as busy.
 - The replica died (`Fault.LOST`): try again elsewhere. A call that died twice is tried once more with nothing else of
   this client in flight, so that bystanders are cleared; one that dies alone as well is cut in halves, until the prompt
   that the engine cannot survive stands by itself and becomes a failed row. A death counts only where the teacher has
@@ -11,6 +12,7 @@
 """
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +35,8 @@ LOSSES_ALONE = 2  # a single prompt that ends two replicas by itself is poison
 HEDGE_AFTER = 3.0  # times as long as half of the latest calls took
 HEDGE_KNOWN_CALLS = 8  # before, what is long is not known
 HEDGE_LOOK_S = 0.5
+
+DEADLINE_LOOKS = 12  # in a deadline; a call is late by no more than one of them
 
 Keep = Callable[[GenerateResult, GenerateRequest], None]
 
@@ -112,12 +116,24 @@ class Requester:
         self._hedge = hedge
         self._durations: deque[float] = deque(maxlen=64)  # of the latest calls (seconds)
         self._calls = count()
+        self._returned = 0  # rows of all calls
+        self._heard_at = -math.inf  # when the latest of them came
         self._rng = random.Random()
 
     @property
     def window_rows(self) -> int:
         """Samples that may be in flight now."""
         return self._window.rows
+
+    @property
+    def heard_at(self) -> float:
+        """When the teacher has last sent a row (the loop's clock)."""
+        return self._heard_at
+
+    def resize(self, window_rows: int) -> None:
+        """Keep so many samples in flight from now on. A call that is tried alone has to stay alone: then nothing."""
+        if not self._alone.locked():
+            self._window.resize(window_rows)
 
     async def complete(
         self,
@@ -249,14 +265,38 @@ class Requester:
         sent = {f"{each.request_id}-{number}": each for each in requests}
         response = self._teacher.remote([replace(each, request_id=sent_id) for sent_id, each in sent.items()])
         try:
-            async with asyncio.timeout(self._deadline_s):
-                async for results in response:
-                    for result in results:
-                        request = sent[result.request_id]
-                        keep(replace(result, request_id=request.request_id), request)
+            async with asyncio.timeout(None) as limit:
+                watch = asyncio.create_task(self._end_when_late(limit))
+                try:
+                    async for results in response:
+                        for result in results:
+                            request = sent[result.request_id]
+                            self._returned += request.n
+                            self._heard_at = asyncio.get_running_loop().time()
+                            keep(replace(result, request_id=request.request_id), request)
+                finally:
+                    watch.cancel()
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()
             raise
+
+    async def _end_when_late(self, limit: asyncio.Timeout) -> None:
+        """End a call that has just been sent once it is late.
+
+        Engines answer about in order, so its turn has come when as many rows are back as were in flight before it.
+        """
+        clock = asyncio.get_running_loop().time
+        sent_at = clock()
+        all_ahead = self._returned + self._window.rows - self._window.free
+        turn_at = math.inf
+        while True:
+            await asyncio.sleep(self._deadline_s / DEADLINE_LOOKS)
+            now = clock()
+            if self._returned >= all_ahead:
+                turn_at = min(turn_at, now)
+            if now - min(turn_at, max(sent_at, self._heard_at)) >= self._deadline_s:
+                limit.reschedule(now)
+                return
 
     def _pause(self, attempt: int) -> float:
         doubled = FIRST_PAUSE_S * 2.0 ** min(attempt, MOST_DOUBLINGS)

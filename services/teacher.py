@@ -39,9 +39,9 @@ class InProcessTeacher:
         assert self._engine.description is not None
         return asdict(self._engine.description)
 
-    async def tell_backlog(self, rows: int, seconds_left: float | None) -> None:
-        """What the run still wants of all replicas together."""
-        self._meter.tell(rows, seconds_left)
+    async def tell_backlog(self, rows: int, seconds_left: float | None) -> float:
+        """What the run still wants of all replicas together. Returns seconds since this one answered a row."""
+        return self._meter.tell(rows, seconds_left)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve hands it to `services.scaling`."""

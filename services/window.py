@@ -32,11 +32,17 @@ class Window:
         self.free += rows
         self._admit()
 
+    def resize(self, rows: int) -> None:
+        """Let in more from now on, or fewer: then none until so many have left."""
+        self.free += rows - self.rows
+        self.rows = rows
+        self._admit()
+
     def _admit(self) -> None:
         while self._waiting:
             _, _, rows, entered = self._waiting[0]
             if not entered.cancelled():
-                taken = min(rows, self.rows)
+                taken = min(rows, self.rows)  # known only now: the window may have another size than before
                 if taken > self.free:
                     return
                 self.free -= taken

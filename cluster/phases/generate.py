@@ -15,6 +15,7 @@ from cluster.phases.plan import evaluation_uris, planned_rows
 from cluster.pools import off_student_nodes
 from cluster.run_estimate import TimeLeft
 from cluster.teachers import (
+    TeacherStarts,
     app_name,
     close_handles,
     describe_teachers,
@@ -22,7 +23,6 @@ from cluster.teachers import (
     start_teachers,
     stop_teachers,
     teacher_device,
-    wait_for_teacher,
 )
 from cluster.terms import decide
 from configs.errors import UserError
@@ -53,27 +53,28 @@ COMPLETIONS, EVALUATION = "completions", "evaluation"
 
 
 class Speeds:
-    """Completion tokens that each teacher has written, and the time since the first replica could answer."""
+    """Completion tokens that each teacher has written, and the time since its first replica could answer."""
 
     def __init__(self) -> None:
-        self._tokens, self._rows, self._last = Counter[str](), Counter[str](), dict[str, float]()
-        self._started: float | None = None
+        self._tokens, self._rows = Counter[str](), Counter[str]()
+        self._started, self._last = dict[str, float](), dict[str, float]()
 
-    def start(self) -> None:
-        """The first replicas can answer."""
-        self._started = time.monotonic()
+    def start(self, teacher: str) -> None:
+        """Its first replica can answer."""
+        self._started.setdefault(teacher, time.monotonic())
 
     def count(self, teacher: str, rows: int, tokens: int) -> None:
         """Rows of a shard that has been committed, and their completion tokens."""
-        if self._started is not None and tokens:
+        if tokens:
+            self.start(teacher)  # a shard of a few rows may be there before anyone looked
             self._tokens[teacher] += tokens
             self._rows[teacher] += rows
             self._last[teacher] = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Until the last shard so far."""
-        return max(self._last.values()) - self._started if self._last and self._started is not None else 0.0
+        """From the first teacher's start to the last shard so far."""
+        return max(self._last.values()) - min(self._started.values()) if self._last else 0.0
 
     def row_tokens(self) -> dict[str, float]:
         """Mean completion tokens of a teacher's rows."""
@@ -81,8 +82,8 @@ class Speeds:
 
     def by_teacher(self) -> dict[str, float]:
         """Tokens/s of all replicas of a teacher, up to its last shard so far."""
-        started = self._started or 0.0
-        return {name: tokens / (self._last[name] - started) for name, tokens in self._tokens.items()}
+        seconds = {name: last - self._started[name] for name, last in self._last.items()}
+        return {name: self._tokens[name] / taken for name, taken in seconds.items() if taken > 0}
 
 
 def generate(ctx: RunContext) -> dict[str, Any]:
@@ -174,26 +175,29 @@ def _stream(
     from services.pipeline import Feed, stream_shards
 
     engines: dict[str, dict[str, Any]] = {}
+    starts = TeacherStarts(ctx, list(handles))
+    backlogs: dict[str, BacklogReporter] = {}
 
-    def wait_for_teachers() -> None:
-        for teacher, handle in handles.items():
-            wait_for_teacher(ctx, teacher)
-            engines[teacher] = read_engine(ctx, teacher, handle)
-        speeds.start()
+    def is_loading() -> bool:
+        for teacher in starts.look():
+            speeds.start(teacher)
+            engines[teacher] = read_engine(ctx, teacher, handles[teacher])
+        return bool(starts.loading)
+
+    def heard_at() -> float:
+        return max(each.heard_at for each in backlogs.values())
 
     with ctx.terms_work("lineage"):
         decision = decide(ctx.config)
         traced = {teacher: _trace(ctx, tables, teacher, decision) for teacher in tasks}
     feeds = {teacher: Feed(_client_spec(ctx, traced[teacher], teacher), todo) for teacher, todo in tasks.items()}
-    summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx, list(feeds)), wait_for_teachers)
+    summaries = stream_shards(list(feeds.values()), partial(_report_silence, ctx, list(feeds)), is_loading, heard_at)
     with ExitStack() as reporters:
-        backlogs = {
-            teacher: reporters.enter_context(
-                BacklogReporter(handles[teacher], _rows_left(feed), ctx.config.pool[teacher].deadline)
-            )
-            for teacher, feed in feeds.items()
-        }
+        for teacher, feed in feeds.items():
+            reporter = BacklogReporter(handles[teacher], _rows_left(feed), ctx.config.pool[teacher].deadline)
+            backlogs[teacher] = reporters.enter_context(reporter)
         _show_summaries(ctx, summaries, feeds, backlogs, speeds)
+    is_loading()  # a run of a few rows may have ended between two looks
     return engines
 
 
@@ -303,7 +307,7 @@ def _report_silence(ctx: RunContext, teachers: list[str], silent_s: float, shard
     ctx.budget.check()
     words = describe_teachers(ctx.config, teachers)
     ctx.progress.say(
-        f"generate: no shard was finished for {silent_s:.0f} s (at most {ctx.config.deadlines.no_progress:.0f} s, "
+        f"generate: no row came back for {silent_s:.0f} s (at most {ctx.config.deadlines.no_progress:.0f} s, "
         f"deadlines.no_progress); {shards} wait for the teacher, of which Serve says: {words}"
     )
 

@@ -44,6 +44,7 @@ class DriverJob:
     shard_rows: int = 8
     rows_per_call: int = 4
     window_rows: int = 16
+    max_replicas: int = 1
     clients: int = 1
     max_tokens: int = 20
     max_attempts: int = 4
@@ -114,6 +115,7 @@ def client_spec(job: DriverJob) -> ClientSpec:
         request_deadline_s=job.request_deadline_s,
         shard_deadline_s=job.no_progress_s,
         commit_deadline_s=job.commit_deadline_s,
+        max_replicas=job.max_replicas,
     )
 
 

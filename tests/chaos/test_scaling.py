@@ -36,9 +36,16 @@ def test_replicas_follow_the_backlog_up_and_down_to_none_and_each_row_is_made_on
     tally.mkdir(parents=True)
     prompts = make_prompts(700)
     job = DriverJob(
-        chaos.address, NAME, str(chaos.temp / NAME), prompts, shard_rows=20, window_rows=24, tells_backlog=True
+        chaos.address,
+        NAME,
+        str(chaos.temp / NAME),
+        prompts,
+        shard_rows=20,
+        window_rows=12 * MOST,
+        max_replicas=MOST,
+        tells_backlog=True,
     )
-    chaos.deploy(NAME, EchoScript(latency_s=0.5, tally=str(tally)), scaling=scaling)
+    chaos.deploy(NAME, EchoScript(latency_s=0.5, rows_at_once=8, tally=str(tally)), scaling=scaling)
     driver = chaos.start(job)
     numbers = watch(lambda: chaos.count_replicas(NAME), lambda: driver.status is not None)
     assert driver.wait(0) == 0, driver.describe()

@@ -1,11 +1,18 @@
 """What a prompt asks of the engine: the same whoever asks, and whenever."""
 
-import pytest
+from pathlib import Path
 
-from configs.schema import GenerationConfig, SamplingConfig
+import pytest
+from deltalake import DeltaTable
+
+from configs.errors import DeadlineExceeded
+from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig
 from services.acceptance import PlannedPrompt
-from services.client import ClientSpec, to_request
+from services.client import ClientSpec, TableJob, to_request
 from services.generation import GenerateRequest
+from services.table import shard_files
+from tests.unit.services.clients import StandInTeacher, make_client, make_spec
+from tests.unit.services.shards import make_plan, make_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -59,3 +66,29 @@ def test_client_opens_shards_of_eight_windows_and_two_more(window_rows: int, sha
         commit_deadline_s=1.0,
     )
     assert spec.shards_at_once == shards
+
+
+def wait_for_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: StandInTeacher, num_rows: int, deadline_s: float
+) -> int:
+    """Rows of one shard of so many, of a client that waits so long for progress."""
+    prompts = tmp_path / "prompts"
+    make_plan(prompts, make_prompts(num_rows), shard_rows=num_rows)
+    [shard] = shard_files(DeltaTable(str(prompts)))
+    job = TableJob(str(prompts), "", SamplingConfig(), AcceptanceConfig(), {})
+    with make_client(monkeypatch, make_spec(window_rows=5, shard_deadline_s=deadline_s), teacher) as client:
+        return len(client._wait_for_rows(job, shard.shard, shard.path))
+
+
+def test_shard_that_takes_longer_than_the_deadline_is_waited_for_while_rows_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty rows, five at a time and a quarter of a second each: a third longer than the deadline."""
+    assert wait_for_shard(tmp_path, monkeypatch, StandInTeacher(row_s=0.25), num_rows=40, deadline_s=1.5) == 40
+
+
+def test_shard_of_which_no_row_comes_back_ends_with_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"no row came back for 0 s \(deadlines.no_progress\)"):
+        wait_for_shard(tmp_path, monkeypatch, StandInTeacher(row_s=3600.0), num_rows=3, deadline_s=0.1)

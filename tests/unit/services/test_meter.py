@@ -1,5 +1,6 @@
 """What a replica measures of itself, on a clock that the tests move."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -94,3 +95,12 @@ def test_refused_and_no_rows_count_for_nothing(meter: Meter, clock: Clock) -> No
         clock.now += 100.0
         meter.count([])
     assert meter.report()["tokens_per_row"] == 0.0
+
+
+def test_teller_hears_how_long_ago_a_row_was_answered(meter: Meter, clock: Clock) -> None:
+    assert meter.tell(100, None) == math.inf
+    with meter.call():
+        clock.now += 5.0
+        meter.count(answers(10))
+    clock.now += 7.0
+    assert meter.tell(90, None) == 7.0

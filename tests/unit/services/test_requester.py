@@ -540,3 +540,135 @@ def test_complete_hedged_call_that_ends_first_with_a_fault_waits_for_the_other()
 
     assert answered(run(main())) == "z"
     assert sum(call.prompts == ["z"] for call in teacher.calls) == 2
+
+
+@dataclass
+class QueueingTeacher:
+    """One replica that works on so many rows at a time, first come, first served, each for ``row_s`` seconds.
+
+    What ``is_lost`` says of is never answered, as by an engine that has lost it. Never busy, never dead.
+    """
+
+    slots: int
+    row_s: float
+    is_lost: Callable[[str], bool] = lambda _: False
+    calls: int = 0
+    cancelled_at: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.free = asyncio.Semaphore(self.slots)
+
+    def remote(self, batch: list[GenerateRequest]) -> Any:
+        self.calls += bool(batch)
+        return QueueingReply(self, [asyncio.ensure_future(self._answer(each)) for each in batch])
+
+    async def _answer(self, request: GenerateRequest) -> GenerateResult:
+        if self.is_lost(request.request_id):
+            await asyncio.sleep(NEVER_S)
+        async with self.free:
+            await asyncio.sleep(self.row_s)
+        return GenerateResult(request.request_id, (answer("x"),))
+
+
+@dataclass
+class QueueingReply:
+    teacher: QueueingTeacher
+    rows: "list[asyncio.Task[GenerateResult]]"
+
+    async def __aiter__(self) -> AsyncIterator[list[GenerateResult]]:
+        for row in asyncio.as_completed(self.rows):
+            yield [await row]
+
+    def cancel(self) -> None:
+        self.teacher.cancelled_at.append(asyncio.get_running_loop().time())
+        for row in self.rows:
+            row.cancel()
+
+
+def ask_queue(teacher: Callable[[], QueueingTeacher], calls: int, window_rows: int) -> tuple[list[str | None], int]:
+    """Errors of so many calls of four rows, all at once, and how often the teacher was asked."""
+
+    async def main() -> tuple[list[str | None], int]:
+        made = teacher()
+        requester = Requester(made, window_rows=window_rows, deadline_s=DEADLINE_S, max_attempts=2)
+        batches = [[request(f"{number:03d}{row}") for row in "abcd"] for number in range(calls)]
+        done = await asyncio.gather(*(requester.complete(batch) for batch in batches))
+        return [result.error for results in done for result in results], made.calls
+
+    return run(main())
+
+
+def test_complete_rows_that_wait_for_others_at_a_slow_teacher_are_not_late() -> None:
+    """A window for eight replicas, of which one is up: a row waits for two and a half deadlines until its turn."""
+    errors, asked = ask_queue(lambda: QueueingTeacher(slots=16, row_s=DEADLINE_S / 3), calls=64, window_rows=8 * 16)
+    assert errors == [None] * 256
+    assert asked == 64  # and no half-written row was given up
+
+
+def test_complete_row_that_the_engine_has_lost_fails_with_the_deadline_while_others_are_answered() -> None:
+    """The teacher sends rows all the time, so only the row's own turn can tell."""
+    lost = "007c"
+    errors, asked = ask_queue(
+        lambda: QueueingTeacher(slots=16, row_s=5.0, is_lost=lambda sent_id: sent_id.startswith(lost)),
+        calls=800,
+        window_rows=24,
+    )
+    assert [number for number, error in enumerate(errors) if error] == [4 * 7 + 2]
+    assert errors[4 * 7 + 2] == "deadline: no answer in 2 times 60 s"
+    assert asked == 801
+
+
+def test_complete_row_is_with_the_engine_for_one_deadline_at_the_most_once_its_turn_has_come() -> None:
+    """The first rows of a window have nobody before them but those that are sent with them."""
+    made = list[QueueingTeacher]()
+
+    def make() -> QueueingTeacher:
+        made.append(QueueingTeacher(16, 5.0, lambda sent_id: sent_id.startswith("000a")))
+        return made[0]
+
+    ask_queue(make, calls=400, window_rows=16)
+    assert DEADLINE_S <= made[0].cancelled_at[0] < 1.5 * DEADLINE_S
+
+
+def test_complete_keeps_the_window_that_it_was_told_last() -> None:
+    teacher = ScriptedTeacher(lambda *_: 1.0)
+
+    async def main() -> list[int]:
+        requester = Requester(teacher, window_rows=2, deadline_s=DEADLINE_S, max_attempts=3)
+        rows = [asyncio.ensure_future(requester.complete([request(each)])) for each in "abcdefghijklmnopqrst"]
+        in_flight = []
+        for window_rows in (2, 6, 3):
+            requester.resize(window_rows)
+            await asyncio.sleep(1.2)
+            in_flight.append(teacher.in_flight)
+        await asyncio.gather(*rows)
+        return in_flight
+
+    assert run(main()) == [2, 6, 3]
+    assert teacher.most_in_flight == 6
+
+
+def test_complete_call_that_is_tried_alone_stays_alone_when_the_window_grows() -> None:
+    teacher = ScriptedTeacher(lambda prompts, _: ActorDiedError("gone") if prompts == ["p"] else 1.0)
+
+    async def work(requester: Requester, letters: str) -> str:
+        return "".join([answered(await requester.complete([request(each)])) for each in letters])
+
+    async def grow(requester: Requester) -> None:
+        for window_rows in range(3, 60):
+            requester.resize(window_rows)
+            await asyncio.sleep(0.3)
+
+    async def main() -> list[Any]:
+        requester = Requester(teacher, window_rows=3, deadline_s=DEADLINE_S, max_attempts=3)
+        workers = [work(requester, letters) for letters in ("abcdefgh", "ABCDEFGH", "01234567")]
+        return await asyncio.gather(requester.complete([request("p")]), *workers, grow(requester))
+
+    suspect, *others, _ = run(main())
+    assert answered(suspect) == "."
+    assert others == ["abcdefgh", "ABCDEFGH", "01234567"]
+    alone = [call for call in teacher.calls if call.prompts == ["p"]][2:]
+    assert len(alone) == 2
+    for each in alone:
+        assert each.company == 0
+        assert not any(each.started < call.started < each.started + 0.9 for call in teacher.calls)
