@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from deltalake.transaction import AddAction
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from configs.errors import DeadlineExceeded, UserError
 from configs.table import COMPLETIONS_SCHEMA
@@ -41,6 +42,21 @@ class Feed:
 
     spec: ClientSpec
     tasks: list[dict[str, Any]]
+
+
+class EndWithReader(ExecutionCallback):
+    """Ends a pipeline whose reader is gone, which Ray Data would let go on.
+
+    A thread of it that waits for data outlives Ray otherwise, and a process that asks a Ray that is gone is ended at
+    once by Ray. Ray Data makes the instances, and sends the class to its workers: hence one event for all pipelines.
+    """
+
+    has_ended = Event()
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called several times a second."""
+        if self.has_ended.is_set():
+            raise StopIteration  # which Ray Data takes for the end of the data
 
 
 def stream_shards(
@@ -104,6 +120,7 @@ def _run_clients(spec: ClientSpec, tasks: list[dict[str, Any]]) -> Generator[Sum
     """The clients' summaries, as they come."""
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the run has one progress display of its own
+    context.custom_execution_callback_classes = [EndWithReader]
     context.max_errored_blocks = 0  # a block that fails is a fault of the run, never a silent loss
     # A client retries transient errors itself; what it raises would fail again.
     context.actor_task_retry_on_errors = False
@@ -136,11 +153,13 @@ def _to_action(file: str) -> AddAction:
 
 
 class _Stream:
-    """Runs each teacher's clients on a thread, so that what they report can be taken together, with a deadline."""
+    """Runs each teacher's clients on a thread, so that what they report can be taken together, with a deadline.
+
+    A process has one at a time.
+    """
 
     def __init__(self, sources: list[Callable[[], Generator[Summary]]]) -> None:
         self._queue: Queue[Summary | Exception] = Queue()
-        self._stop = Event()
         self._taken_at = 0.0
         self._last = Barrier(len(sources), action=self._end)
         self._threads = [
@@ -148,12 +167,13 @@ class _Stream:
         ]
 
     def __enter__(self) -> "_Stream":
+        EndWithReader.has_ended.clear()
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        EndWithReader.has_ended.set()
         self._last.abort()
         give_up_at = time.monotonic() + STREAM_END_S
         for thread in self._threads:
@@ -210,8 +230,6 @@ class _Stream:
             with closing(summaries()) as stream:
                 for summary in stream:
                     self._queue.put(summary)
-                    if self._stop.is_set():
-                        return
             self._last.wait()
         except BrokenBarrierError:  # the reader has all it wants
             return
