@@ -12,7 +12,7 @@ from cluster.session import Session
 from configs.errors import UserError
 from configs.schema import Device, RunConfig
 
-JOIN_S, LOOK_EVERY_S = 60.0, 2.0
+JOIN_S, LOOK_EVERY_S = 30.0, 2.0
 UNTOLD = (
     "cluster: Ray does not tell whether this cluster can grow, so what it has now is not held against the recipe; "
     "set cluster.max_gpus to have too many GPUs refused"

@@ -94,6 +94,7 @@ JOINED = """
 import os, sys, time
 from ray.cluster_utils import Cluster
 from upath import UPath
+from cluster import limits
 from cluster.limits import check_student, check_teachers
 from cluster.run_dir import RunDir
 from cluster.session import ray_session
@@ -101,6 +102,7 @@ from configs.errors import UserError
 from configs.schema import ClusterConfig, DeadlinesConfig
 from tests.unit.configs.trees import make_config
 
+limits.JOIN_S = 0.0  # all have joined
 size = {"num_cpus": 4, "num_gpus": 1, "resources": {"accelerator_type:A10G": 1}, "object_store_memory": 80 << 20}
 head = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "temp_dir": sys.argv[2], **size})
 with ray_session(ClusterConfig(address=head.address), DeadlinesConfig(), RunDir(UPath(sys.argv[1]))) as session:
