@@ -1,11 +1,11 @@
 """Starts and ends the teacher's Ray Serve application, with settings that are safe for long generations."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from ray import serve
@@ -155,8 +155,15 @@ def delete_teacher(app_name: str) -> None:
 
 def close_handle(handle: DeploymentHandle) -> None:
     """End the reports of a handle that is used no more; they would go on, and fail, once Ray is gone."""
-    with suppress(TimeoutError, RayError):
-        asyncio.run(asyncio.wait_for(handle.shutdown_async(), CLOSE_S))
+
+    def close() -> None:
+        with suppress(RayError):
+            handle.shutdown()
+
+    # On a thread, as it waits without a deadline. An event loop here would take Ctrl-C for its own, and could lose it.
+    thread = Thread(target=close, name="close-handle", daemon=True)
+    thread.start()
+    thread.join(CLOSE_S)
 
 
 def _in_process_app(app: TeacherApp) -> serve.Application:
