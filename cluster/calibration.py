@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from cluster.run_dir import RunDir
+from cluster.session import cluster_address
 from configs.schema import RunConfig
 from configs.section import Section
 
@@ -83,8 +84,7 @@ def calibration_key(config: RunConfig) -> str:
             _forget(teacher["make"], ("addition", "min_accuracy"))
             _forget(teacher["make"]["training"], _NOT_OF_SPEED["training"])
     # A job on a cluster finds it under another address than whoever submits it.
-    has_joined = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
-    tree["machine"] = "a cluster" if has_joined else os.cpu_count()
+    tree["machine"] = "a cluster" if cluster_address(config.cluster) else os.cpu_count()
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-LOOKED_AT = ("CPU", "GPU")
+from cluster.pools import RESOURCES
 
 
 def describe_resources(resources: Mapping[str, float]) -> str:
     """Resources in words: ``2 CPU, 1 GPU``."""
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in LOOKED_AT)
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in RESOURCES)
 
 
 def describe_holders() -> str:
@@ -23,7 +23,7 @@ def _holding_actors() -> list[str]:
     found = []
     for message in state._connect_and_get_accessor().get_actor_table(None, "ALIVE"):
         actor = ActorTableData.FromString(message)
-        amounts = {name: actor.required_resources.get(name, 0.0) for name in LOOKED_AT}
+        amounts = {name: actor.required_resources.get(name, 0.0) for name in RESOURCES}
         if any(amounts.values()) and not actor.placement_group_id:
             found.append(
                 f"actor {actor.name or actor.class_name} of job {actor.job_id.hex()} ({describe_resources(amounts)})"
@@ -37,7 +37,7 @@ def _holding_groups() -> list[str]:
     found = []
     for group_id, group in placement_group_table().items():
         bundles = group["bundles"].values()
-        amounts = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in LOOKED_AT}
+        amounts = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in RESOURCES}
         if group["state"] == "CREATED" and any(amounts.values()):
             found.append(f"placement group {group['name'] or group_id} ({describe_resources(amounts)})")
     return found

@@ -7,7 +7,7 @@ started by hand may have nodes that have yet to join, so it is given a moment.
 import time
 from collections.abc import Sequence
 
-from cluster.pools import Demand, client_demand, student_demand, teacher_demands
+from cluster.pools import Demand, client_demand, find_excess, in_words, student_demand, teacher_demands
 from cluster.session import Session
 from configs.errors import UserError
 from configs.schema import Device, RunConfig
@@ -61,18 +61,14 @@ def check_demands(demands: Sequence[Demand], session: Session) -> None:
         UserError: there will never be so much; names every key that asks for some of it.
     """
     _await_nodes(demands, session)
-    limits = session.limits()
-    for resource in ("CPU", "GPU"):
-        parts = {each.key: each.resources[resource] for each in demands if each.resources.get(resource)}
-        most = None if limits is None else limits.get(resource, 0.0)
-        if most is None or sum(parts.values()) <= most:
-            continue
+    if (limits := session.limits()) is None:
+        return
+    for resource, parts, needed, most in find_excess(demands, limits):
         # Logical CPUs are what Ray counts; on one machine they may share its cores.
         fix = "raise cluster.num_cpus" if session.embedded and resource == "CPU" else "add nodes"
         raise UserError(
-            f"{' and '.join(parts)}: {sum(parts.values()):g} {resource}s are needed at the same time "
-            f"({', '.join(f'{key} {amount:g}' for key, amount in parts.items())}), and the cluster has {most:g} and "
-            f"{_cannot(session)}; lower {' or '.join(parts)}, or {fix}"
+            f"{' and '.join(parts)}: {needed:g} {resource}s are needed at the same time ({in_words(parts)}), and the "
+            f"cluster has {most:g} and {_cannot(session)}; lower {' or '.join(parts)}, or {fix}"
         )
 
 
@@ -80,9 +76,7 @@ def _await_nodes(demands: Sequence[Demand], session: Session) -> None:
     """Return when a cluster that was started by hand has enough, or when no more nodes are expected to join it."""
     give_up_at = time.monotonic() + JOIN_S
     while not session.embedded and session.is_fixed() and time.monotonic() < give_up_at:
-        there = session.resources()
-        wanted = {name: sum(each.resources.get(name, 0.0) for each in demands) for name in ("CPU", "GPU")}
-        if all(amount <= there.get(name, 0.0) for name, amount in wanted.items()):
+        if not any(find_excess(demands, session.resources())):
             return
         time.sleep(LOOK_EVERY_S)
 

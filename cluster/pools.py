@@ -3,12 +3,14 @@
 Ray would wait for what cannot come, and a teacher that scales up would take what the student waits for.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.session import Session
 from configs.errors import UserError
 from configs.schema import Device, RunConfig, TrainingConfig
+
+RESOURCES = ("CPU", "GPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +86,29 @@ def client_demand(clients: int) -> Demand:
     return Demand("generation.clients", {"CPU": CLIENT_CPUS * clients})
 
 
-def check_room(demands: Iterable[Demand], nodes: Iterable[Mapping[str, float]], where: str) -> None:
-    """Raises `UserError` when the nodes have less of a resource, all together, than is asked for."""
-    demands, nodes = list(demands), list(nodes)
-    for resource in ("CPU", "GPU"):
+def find_excess(
+    demands: Sequence[Demand], there: Mapping[str, float]
+) -> Iterator[tuple[str, dict[str, float], float, float]]:
+    """Each resource of which more is needed at the same time than is there: what each key needs, all, and what is."""
+    for resource in RESOURCES:
         parts = {each.key: each.resources[resource] for each in demands if each.resources.get(resource)}
-        there = sum(node.get(resource, 0.0) for node in nodes)
-        if sum(parts.values()) > there:
-            said = ", ".join(f"{key} {amount:g}" for key, amount in parts.items())
-            # Logical CPUs are what Ray counts; on one machine they may share its cores.
-            more = "raise cluster.num_cpus" if resource == "CPU" else "add nodes"
-            raise UserError(
-                f"cluster.phases=overlapped: teacher and student need {sum(parts.values()):g} {resource}s at the same "
-                f"time ({said}), and the {where} has {there:g}; lower one of these, {more}, or set "
-                "cluster.phases=in_turn"
-            )
+        if (needed := sum(parts.values())) > (amount := there.get(resource, 0.0)):
+            yield resource, parts, needed, amount
+
+
+def in_words(parts: Mapping[str, float]) -> str:
+    """What each key needs: ``training.num_workers 2, generation.clients 0.5``."""
+    return ", ".join(f"{key} {amount:g}" for key, amount in parts.items())
+
+
+def check_room(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], where: str) -> None:
+    """Raises `UserError` when the nodes have less of a resource, all together, than is asked for."""
+    there = {resource: sum(node.get(resource, 0.0) for node in nodes) for resource in RESOURCES}
+    for resource, parts, needed, amount in find_excess(demands, there):
+        # Logical CPUs are what Ray counts; on one machine they may share its cores.
+        more = "raise cluster.num_cpus" if resource == "CPU" else "add nodes"
+        raise UserError(
+            f"cluster.phases=overlapped: teacher and student need {needed:g} {resource}s at the same time "
+            f"({in_words(parts)}), and the {where} has {amount:g}; lower one of these, {more}, or set "
+            "cluster.phases=in_turn"
+        )

@@ -11,18 +11,17 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, ReplicaState, ServeStatus
+from ray.serve.schema import ApplicationStatus
 
 from configs.errors import DeadlineExceeded, UserError
 from configs.schema import DeadlinesConfig, Device, EngineKind, TeacherConfig
 from configs.terms.binding import Binding
 from services.engine_settings import engine_environment, engine_kwargs
+from services.replicas import count_running
 from services.scaling import BacklogPolicy
 from services.teacher import InProcessTeacher
 
-OTHER_CALLS = (
-    32  # a replica takes them beside its rows' calls: of the driver, and clients' questions whether it answers
-)
+OTHER_CALLS = 32  # beside those of rows: of the driver, and of clients who ask whether the teacher answers
 CONSTRUCTOR_TRIES = 2  # a model that could not be loaded twice will not load the twentieth time
 HEALTH_CHECK_EVERY_S = 5
 POLL_S = 0.25
@@ -114,7 +113,7 @@ def wait_until_ready(app_name: str, deadline_s: float, on_wait: Callable[[str], 
 def is_ready(app_name: str, deadline_s: float, give_up_at: float, on_wait: Callable[[str], None]) -> bool:
     """One look of `wait_until_ready`, with its errors; ``on_wait`` is told what Serve says of a teacher that is not."""
     status = serve.status()
-    if _has_replicas(status, app_name):
+    if count_running(status, app_name):
         return True
     app = status.applications.get(app_name)
     messages = [app.message, *(each.message for each in app.deployments.values())] if app else []
@@ -223,12 +222,6 @@ def _http_options(teacher: TeacherConfig) -> dict[str, Any]:
         "target_ongoing_requests": teacher.engine.max_num_seqs,
     }
     return options | {"autoscaling_config": scaling}
-
-
-def _has_replicas(status: ServeStatus, app_name: str) -> bool:
-    app = status.applications.get(app_name)
-    deployments = list(app.deployments.values()) if app else []
-    return bool(deployments) and all(each.replica_states.get(ReplicaState.RUNNING, 0) > 0 for each in deployments)
 
 
 def _last_line(messages: list[str]) -> str:

@@ -1,7 +1,7 @@
 """How many replicas of a teacher can answer, as Serve says: what a client's window of rows goes by."""
 
 from ray import serve
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ReplicaState, ServeStatus
 
 
 def running_replicas(app_name: str) -> int:
@@ -10,7 +10,12 @@ def running_replicas(app_name: str) -> int:
     Raises:
         RayServeException, RayError: Serve does not answer.
     """
-    app = serve.status().applications.get(app_name)
+    return count_running(serve.status(), app_name)
+
+
+def count_running(status: ServeStatus, app_name: str) -> int:
+    """The same, of what Serve has said; each deployment of an application needs one."""
+    app = status.applications.get(app_name)
     numbers = [each.replica_states.get(ReplicaState.RUNNING, 0) for each in app.deployments.values()] if app else []
     return min(numbers, default=0)
 

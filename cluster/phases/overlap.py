@@ -34,27 +34,22 @@ FIRST_STEP_SHARE = 0.15  # of the rows: a student that waits for more of them be
 
 def generate_and_train(ctx: RunContext) -> dict[str, Any]:
     """Do GENERATE, SEAL, HAND OVER and TRAIN, in turn or side by side, as ``cluster.phases`` has it."""
-    is_pending = any(pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri))
-    if ctx.config.is_overlapped and is_pending:
-        _overlap(ctx)
+    pending = pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri)
+    teachers = sorted({shard.teacher or ctx.config.main_teacher for shard in pending})
+    if ctx.config.is_overlapped and teachers:
+        _overlap(ctx, teachers)
     else:
-        if is_pending:  # before the teacher writes rows that no student could learn from here
+        if teachers:  # before the teacher writes rows that no student could learn from here
             check_student(ctx.config, ctx.session)
         for phase in TEACHER_PHASES:
             phase(ctx)
     return train(ctx)  # after an overlap: holds what was learnt against the seal and today's terms
 
 
-def _pending_teachers(ctx: RunContext) -> list[str]:
-    """Those that have shards to make."""
-    pending = pending_shards(ctx.run_dir.prompts_uri, ctx.run_dir.completions_uri)
-    return sorted({shard.teacher or ctx.config.main_teacher for shard in pending})
-
-
-def _overlap(ctx: RunContext) -> None:
+def _overlap(ctx: RunContext, teachers: list[str]) -> None:
     check_plan(ctx)
     check_side_by_side(ctx.config, ctx.session)
-    check_both(ctx.config, ctx.session, _pending_teachers(ctx))
+    check_both(ctx.config, ctx.session, teachers)
     # Ray's modules import each other in circles, of which two threads at once may see a half.
     import training.trainer  # noqa: F401
 
