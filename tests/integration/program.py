@@ -64,15 +64,30 @@ def progress_of(directory: Path) -> dict[str, Any]:
 
 def start(*arguments: str, cwd: Path = ROOT) -> "subprocess.Popen[str]":
     """Start the program in a process group of its own, so that a test can send it what a terminal would."""
+    return start_python("-m", "cluster", *arguments, cwd=cwd)
+
+
+def start_python(*arguments: str, cwd: Path = ROOT, **variables: str) -> "subprocess.Popen[str]":
+    """Start the interpreter likewise, with ``variables`` added to its environment."""
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def run_code(code: str, *arguments: str, timeout_s: float = 100, **variables: str) -> Outcome:
+    """Run ``code`` in a process of its own, with whatever it starts ended at its end."""
+    with start_python("-c", code, *arguments, **variables) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            end_session(process.pid)
+    return Outcome(process.returncode, out, err)
 
 
 def stillhouse(*arguments: str, timeout_s: float = 280) -> Outcome:

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import openai
 import pytest
 
 from services.watermark.key import WatermarkKey
-from tests.integration.program import ROOT, end_session, environment, start, stillhouse, write_lines, write_recipe
+from tests.integration.program import end_session, run_code, start, stillhouse, write_lines, write_recipe
 from tests.unit.services.gateway.gateway import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
@@ -100,16 +99,9 @@ def serve_another_licence(directory: str, model: str) -> None:
 def test_replica_behind_the_plain_endpoint_loads_nothing_but_what_was_decided_on(tmp_path: Path, qwen3: Path) -> None:
     model = shutil.copytree(qwen3, tmp_path / "model")
     code = "import sys; from tests.integration.test_serve import serve_another_licence as f; f(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(tmp_path), str(model)]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            _, err = process.communicate(timeout=150)
-        finally:
-            end_session(process.pid)
-    assert process.returncode == 1
-    last = err.strip().splitlines()[-1]
+    outcome = run_code(code, str(tmp_path), str(model), timeout_s=150)
+    assert outcome.code == 1
+    last = outcome.err.strip().splitlines()[-1]
     assert last.startswith(f"configs.errors.UserError: {model}/LICENSE has sha256 ")
     assert "was decided on with" in last
 
@@ -146,16 +138,9 @@ with ray_session(ClusterConfig(num_cpus=1), DeadlinesConfig(), RunDir(UPath(sys.
 
 def test_serve_that_a_run_has_started_without_proxy_is_told(tmp_path: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-c", STANDING, str(tmp_path), str(port)]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, _ = process.communicate(timeout=100)
-        finally:
-            end_session(process.pid)
-    assert process.returncode == 0
-    told, *_, status = out.splitlines()  # between them, what Ray says as it ends Serve
+    outcome = run_code(STANDING, str(tmp_path), str(port))
+    assert outcome.code == 0
+    told, *_, status = outcome.out.splitlines()  # between them, what Ray says as it ends Serve
     assert told.startswith("Serve runs on this cluster without an HTTP proxy, as a run has started it")
     assert f"nobody would answer at 127.0.0.1:{port}" in told
     assert status == "503"

@@ -1,13 +1,11 @@
 """The embedded cluster leaves nothing behind, also when its own processes hang; one that is joined tells its size."""
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.integration.program import ROOT, end_session, environment, processes_of
+from tests.integration.program import end_session, processes_of, run_code, start_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -67,18 +65,14 @@ late.join()
 
 
 def test_what_asks_ray_after_a_session_starts_no_other_cluster(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LATE, str(tmp_path)]
-    answer = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
-    assert answer.stdout == ""
-    assert "has not been started" in answer.stderr, answer.stderr
+    answer = run_code(LATE, str(tmp_path))
+    assert answer.out == ""
+    assert "has not been started" in answer.err, answer.err
 
 
 @pytest.mark.parametrize("program", [PROGRAM, ORPHANS], ids=["all hang", "agents without their raylet"])
 def test_session_ends_within_its_deadline_and_leaves_no_process(tmp_path: Path, program: str) -> None:
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with start_python("-c", program, str(tmp_path)) as process:
         try:
             out, _ = process.communicate(timeout=60)
             left = processes_of(process.pid)
@@ -128,16 +122,8 @@ head.shutdown()
 
 def test_cluster_that_was_started_by_hand_is_known_not_to_grow(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="sh-head-", ignore_cleanup_errors=True) as temp_dir:
-        command = [sys.executable, "-c", JOINED, str(tmp_path), temp_dir]
-        shell = environment() | {"RAY_AUTH_MODE": "disabled"}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=shell, stdout=subprocess.PIPE, text=True, start_new_session=True
-        ) as process:
-            try:
-                out, _ = process.communicate(timeout=60)
-            finally:
-                end_session(process.pid)
-    replicas, kind, workers = out.splitlines()
+        answer = run_code(JOINED, str(tmp_path), temp_dir, timeout_s=60, RAY_AUTH_MODE="disabled")
+    replicas, kind, workers = answer.out.splitlines()
     assert replicas.startswith("teacher.min_replicas: 2 GPUs are needed at the same time")
     assert "the cluster has 1 and cannot grow" in replicas
     assert kind.startswith("teacher.accelerator_type=H100: the cluster has no GPU of that type and cannot grow")

@@ -5,14 +5,7 @@ from typing import Any
 
 import pytest
 from ray import serve
-from ray.serve.schema import (
-    ApplicationStatus,
-    ApplicationStatusOverview,
-    DeploymentStatus,
-    DeploymentStatusOverview,
-    DeploymentStatusTrigger,
-    ServeStatus,
-)
+from ray.serve.schema import ApplicationStatus
 
 from cluster.context import RunContext
 from cluster.progress import Progress
@@ -21,6 +14,7 @@ from cluster.teachers import TeacherStarts, app_name
 from configs.errors import DeadlineExceeded, UserError
 from configs.load import parse_run_config
 from tests.unit.configs.trees import TREE
+from tests.unit.services.serve_status import application, serve_status
 
 pytestmark = pytest.mark.unit
 
@@ -41,16 +35,8 @@ def say(monkeypatch: pytest.MonkeyPatch, starts: TeacherStarts, **states: Applic
     apps = {}
     for teacher, state in states.items():
         replicas = {"RUNNING": 1} if state is ApplicationStatus.RUNNING else {"STARTING": 1}
-        deployment = DeploymentStatusOverview(
-            status=DeploymentStatus.HEALTHY,
-            status_trigger=DeploymentStatusTrigger.UNSPECIFIED,
-            replica_states=replicas,
-            message="ValueError: no such weights",
-        )
-        apps[app_name(starts._ctx.config, teacher)] = ApplicationStatusOverview(
-            status=state, message="", last_deployed_time_s=0.0, deployments={"teacher": deployment}
-        )
-    monkeypatch.setattr(serve, "status", lambda: ServeStatus(applications=apps))
+        apps[app_name(starts._ctx.config, teacher)] = application(replicas, state, "ValueError: no such weights")
+    monkeypatch.setattr(serve, "status", lambda: serve_status(**apps))
 
 
 def test_teachers_are_told_as_they_become_ready_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

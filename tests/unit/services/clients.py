@@ -13,27 +13,7 @@ import services.client
 from configs.schema import GenerationConfig
 from services.client import ClientSpec, ShardClient, TableJob
 from services.generation import GenerateRequest, GenerateResult, Sample
-from services.template import PromptRenderer
-
-
-class CharacterTokenizer:
-    """As much of a tokenizer as a client uses: one token per character, no chat template."""
-
-    chat_template = None
-
-    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[ord(character) for character in text] for text in texts]}
-
-    def batch_decode(self, completions: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
-        return ["".join(map(chr, token_ids)) for token_ids in completions]
-
-
-class StandInRenderer:
-    """In place of `PromptRenderer`, whose loading imports transformers."""
-
-    @staticmethod
-    def load(*_: Any) -> PromptRenderer:
-        return PromptRenderer(CharacterTokenizer(), {})
+from tests.chaos.clients import StandInRenderer
 
 
 @dataclass
@@ -76,6 +56,7 @@ def make_spec(tables: dict[str, TableJob] | None = None, **values: Any) -> Clien
         "request_deadline_s": 30.0,
         "shard_deadline_s": 30.0,
         "commit_deadline_s": 5.0,
+        "generation": GenerationConfig(shard_rows=64),
     }
     return ClientSpec(
         app_name="teacher",
@@ -84,7 +65,6 @@ def make_spec(tables: dict[str, TableJob] | None = None, **values: Any) -> Clien
         tokenizer_revision=None,
         chat_template_kwargs={},
         trust_remote_code=True,  # so that this process keeps its PyTorch
-        generation=GenerationConfig(shard_rows=64),
         **settings | values,
     )
 

@@ -8,7 +8,7 @@ from deltalake import DeltaTable
 from configs.errors import DeadlineExceeded
 from configs.schema import AcceptanceConfig, GenerationConfig, SamplingConfig
 from services.acceptance import PlannedPrompt
-from services.client import ClientSpec, TableJob, to_request
+from services.client import TableJob, to_request
 from services.generation import GenerateRequest
 from services.table import shard_files
 from tests.unit.services.clients import StandInTeacher, make_client, make_spec
@@ -52,19 +52,7 @@ def test_to_request_seeds_fit_the_engine_and_spread() -> None:
     ids=["a small engine", "one replica", "a window of one shard", "64 replicas"],
 )
 def test_client_opens_shards_of_eight_windows_and_two_more(window_rows: int, shards: int) -> None:
-    spec = ClientSpec(
-        app_name="teacher",
-        tables={},
-        tokenizer="",
-        tokenizer_revision=None,
-        chat_template_kwargs={},
-        trust_remote_code=False,
-        generation=GenerationConfig(shard_rows=512),
-        window_rows=window_rows,
-        request_deadline_s=1.0,
-        shard_deadline_s=1.0,
-        commit_deadline_s=1.0,
-    )
+    spec = make_spec(window_rows=window_rows, generation=GenerationConfig(shard_rows=512))
     assert spec.shards_at_once == shards
 
 

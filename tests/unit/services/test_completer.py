@@ -15,6 +15,7 @@ from services.completer import Completer
 from services.generation import GenerateRequest, GenerateResult, Sample
 from services.replies import yield_in_groups
 from services.requester import Requester
+from tests.unit.services.clients import make_spec
 from tests.unit.services.clock import run
 
 pytestmark = pytest.mark.unit
@@ -83,19 +84,7 @@ def client_of(engine: Engine, spec: ClientSpec) -> Completer:
 
 
 def client_spec(window_rows: int, **generation: int) -> ClientSpec:
-    return ClientSpec(
-        app_name="teacher",
-        tables={},
-        tokenizer="",
-        tokenizer_revision=None,
-        chat_template_kwargs={},
-        trust_remote_code=False,
-        generation=GenerationConfig(**generation),
-        window_rows=window_rows,
-        request_deadline_s=1.0,
-        shard_deadline_s=1.0,
-        commit_deadline_s=1.0,
-    )
+    return make_spec(window_rows=window_rows, generation=GenerationConfig(**generation))
 
 
 def long_tail(num_rows: int) -> list[int]:

@@ -6,18 +6,12 @@ from collections.abc import Callable
 import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import (
-    ApplicationStatus,
-    ApplicationStatusOverview,
-    DeploymentStatus,
-    DeploymentStatusOverview,
-    DeploymentStatusTrigger,
-    ServeStatus,
-)
+from ray.serve.schema import ApplicationStatus, ServeStatus
 
 import services.client
 from services.replicas import running_replicas, window_share
 from tests.unit.services.clients import StandInTeacher, make_client, make_spec
+from tests.unit.services.serve_status import application, serve_status
 
 pytestmark = pytest.mark.unit
 
@@ -26,16 +20,7 @@ WAIT_S = 20.0
 
 def status(**replicas: int) -> ServeStatus:
     """What Serve says of an application with so many replicas in each state."""
-    deployment = DeploymentStatusOverview(
-        status=DeploymentStatus.HEALTHY,
-        status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
-        replica_states=replicas,
-        message="",
-    )
-    app = ApplicationStatusOverview(
-        status=ApplicationStatus.RUNNING, message="", last_deployed_time_s=0.0, deployments={"teacher": deployment}
-    )
-    return ServeStatus(applications={"teacher": app})
+    return serve_status(teacher=application(replicas, ApplicationStatus.RUNNING))
 
 
 @pytest.mark.parametrize(
