@@ -161,6 +161,7 @@ def deploy(
         "health_check_period_s": 0.5,
         "health_check_timeout_s": 10,
         "graceful_shutdown_timeout_s": 0.1,
+        "logging_config": {"log_level": "ERROR", "enable_access_log": False},  # a teacher writes no line a call either
         "ray_actor_options": {"num_cpus": num_cpus},
     }
     deployment = serve.deployment(EchoTeacher).options(**options | (scaling or {"num_replicas": num_replicas}))
