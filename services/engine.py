@@ -23,13 +23,12 @@ WARM_UP_TOKENS = 4  # enough to pick every kernel of prefill and decode once
 class _Pending:
     request: GenerateRequest
     future: "asyncio.Future[GenerateResult]"
-    loop: asyncio.AbstractEventLoop
 
 
 class InProcessEngine:
     """`vllm.v1.engine.llm_engine.LLMEngine` on a thread. ``engine_kwargs`` are vLLM's `EngineArgs` but the model.
 
-    An engine that dies once it has started ends the process.
+    All callers share one event loop. An engine that dies once it has started ends the process.
     """
 
     def __init__(self, model: str, engine_kwargs: dict[str, Any]) -> None:
@@ -52,8 +51,7 @@ class InProcessEngine:
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Complete one prompt; cancelling aborts the request."""
-        loop = asyncio.get_running_loop()
-        pending = _Pending(request, loop.create_future(), loop)
+        pending = _Pending(request, asyncio.get_running_loop().create_future())
         self._inbox.put(pending)
         try:
             return await pending.future
@@ -126,19 +124,27 @@ class InProcessEngine:
                 request.request_id, {"prompt_token_ids": request.prompt_token_ids}, sampling_params(request)
             )
         except (ValueError, VLLMClientError) as error:  # vLLM's refusal of this one prompt: too long, a bad token
-            _resolve(pending, GenerateResult(request.request_id, error=str(error)))
+            _resolve([(pending, GenerateResult(request.request_id, error=str(error)))])
             return
         self._pending[request.request_id] = pending
 
     def _deliver(self, outputs: list[Any]) -> None:
-        for output in outputs:
-            if output.finished and (pending := self._pending.pop(output.request_id, None)) is not None:
-                _resolve(pending, to_result(output.request_id, output))
+        done = [
+            (pending, to_result(output.request_id, output))
+            for output in outputs
+            if output.finished and (pending := self._pending.pop(output.request_id, None)) is not None
+        ]
+        if done:
+            _resolve(done)
 
 
-def _resolve(pending: _Pending, result: GenerateResult) -> None:
+def _resolve(done: list[tuple[_Pending, GenerateResult]]) -> None:
+    """Hand over what a step has finished. The callers' loop is woken once for all: that costs a system call."""
+
     def settle() -> None:
-        if not pending.future.done():  # it may have been cancelled meanwhile
-            pending.future.set_result(result)
+        for pending, result in done:
+            if not pending.future.done():  # it may have been cancelled meanwhile
+                pending.future.set_result(result)
 
-    pending.loop.call_soon_threadsafe(settle)
+    loop = done[0][0].future.get_loop()
+    loop.call_soon_threadsafe(settle)
