@@ -3,6 +3,8 @@
 Heavy packages are imported by what needs them: ``--help`` answers at once.
 """
 
+import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
 EXIT_BUDGET = 3
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141  # what a shell says of a program that SIGPIPE ended
 
 Recipe = Annotated[Path, Parameter(help="Recipe file, such as configs/recipes/quickstart.yaml.")]
 Overrides = Annotated[str, Parameter(help="Overrides as section.key=value, such as training.max_steps=100.")]
@@ -346,6 +349,7 @@ def run_command(arguments: list[str]) -> int:
     interrupt_on_sigterm()
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # a reader who is gone shows here, and not when the interpreter ends
         return result if isinstance(result, int) else 0
     except CycloptsError as error:
         print(f"error: {_one_line(error)} (see stillhouse --help)", file=sys.stderr)
@@ -354,6 +358,8 @@ def run_command(arguments: list[str]) -> int:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
+            return EXIT_NO_READER
         if "--debug" in arguments:
             raise
         mistake = _find_user_error(error)
@@ -363,6 +369,17 @@ def run_command(arguments: list[str]) -> int:
         if isinstance(mistake, BudgetReached):
             return EXIT_BUDGET
         return EXIT_USER_ERROR if mistake else EXIT_FAULT
+
+
+def _has_lost_its_reader() -> bool:
+    """Whether nobody reads our output any more, as after ``| head``; other pipes can break as well, and are a fault."""
+    stdout = sys.stdout.fileno()
+    looks = select.poll()
+    looks.register(stdout, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in looks.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # the interpreter flushes once more at its end
+    return True
 
 
 @contextmanager

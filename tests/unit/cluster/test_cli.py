@@ -1,7 +1,9 @@
 """The command line in this process: help that helps, and mistakes told in one sentence."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +49,17 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--help"]) == 0
     words = capsys.readouterr().out.split()
     assert set(COMMANDS) <= set(words)
+
+
+def test_output_whose_reader_is_gone_ends_the_program_without_a_word() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "cluster", "terms", "list"]
+    try:
+        done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
