@@ -79,10 +79,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks nodes", description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--clients", type=int, default=2, help="client actors; never more than nodes")
-    parser.add_argument("--latency", type=float, default=12.0, help="seconds of a row in the engine, in the mean")
+    parser.add_argument("--latency", type=float, default=24.0, help="seconds of a row in the engine, in the mean")
     parser.add_argument("--spread", type=float, default=0.25, help="rows take so much more or less of that")
     parser.add_argument("--rows-at-once", type=int, default=128, help="rows that an engine decodes at a time")
-    parser.add_argument("--waves", type=float, default=6.0, help="rows of a run, in engines filled")
+    parser.add_argument("--waves", type=float, default=8.0, help="rows of a run, in engines filled")
     parser.add_argument("--json", type=Path, help="write everything to this file as well")
     options = parser.parse_args(arguments)
     results: list[Measurement] = []

@@ -39,7 +39,7 @@ IDLE_S = 3.0
 IDLE_CORES = 0.35  # Ray's own processes and its data executor use some; an engine that spins uses most of a core
 SETTLE_S = 1.0
 EXAMPLES = """examples:
-  python -m benchmarks generation                                       all of the table, two hours
+  python -m benchmarks generation                                       all of the table; an hour for 4m, three for both
   python -m benchmarks generation --model 4m --workload fixed --arms llm http --pairs 3
   python -m benchmarks generation --model 27m --json generation.json
   python -m benchmarks generation --generation rows_per_call=16 shard_rows=256 --arms llm

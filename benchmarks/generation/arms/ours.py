@@ -31,6 +31,7 @@ from configs.schema import (
     TruncationPolicy,
 )
 from configs.table import COMPLETIONS_SCHEMA
+from services.backlog import BacklogReporter
 from services.client import ClientSpec, ShardClient, TableJob
 from services.dataset import pending_shards
 from services.engine_settings import engine_environment as engine_environment_of
@@ -75,11 +76,13 @@ def open_ours(settings: ArmSettings) -> Iterator["OursArm"]:
             EngineKind.IN_PROCESS,
             generation.clients * (generation.window_rows or 1),
         )
-        deployment.start_teacher(app)
+        handle = deployment.start_teacher(app)
         deployment.wait_until_ready(APP_NAME, START_S, lambda _: None)
         # The recipe has one max_tokens for all rows, and this benchmark one for each; nothing else is different.
         pipeline.ShardClient = LengthsClient  # type: ignore[attr-defined]
-        yield OursArm(settings, generation)
+        # As GENERATE does; without it the replica would be given up while the other arm has a long run.
+        with BacklogReporter(handle, rows=1, deadline_s=None):
+            yield OursArm(settings, generation)
 
 
 class OursArm:
