@@ -20,6 +20,7 @@ from services.replies import yield_in_groups
 
 LONGEST_ANSWER = 24  # tokens; prompts ask for fewer, so that some answers are truncated
 NEVER_S = 3600.0
+QUIET = {"log_level": "ERROR", "enable_access_log": False}  # a real teacher writes no line a call either
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def start_serve() -> None:
     from ray import serve  # connected by the caller; readers of this module need no Ray
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after its import, which sets it
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
 
 
 def deploy(
@@ -161,7 +162,7 @@ def deploy(
         "health_check_period_s": 0.5,
         "health_check_timeout_s": 10,
         "graceful_shutdown_timeout_s": 0.1,
-        "logging_config": {"log_level": "ERROR", "enable_access_log": False},  # a teacher writes no line a call either
+        "logging_config": QUIET,
         "ray_actor_options": {"num_cpus": num_cpus},
     }
     deployment = serve.deployment(EchoTeacher).options(**options | (scaling or {"num_replicas": num_replicas}))
