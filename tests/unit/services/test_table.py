@@ -2,9 +2,8 @@
 
 import json
 import os
-import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from services.table import (
     shard_files,
     write_file,
 )
+from tests.unit.services.full_disk import full_disk
 from tests.unit.services.shards import DEADLINE_S, commit_rows, make_row, make_rows
 
 pytestmark = pytest.mark.unit
@@ -123,20 +123,10 @@ def test_file_that_cannot_be_stored_ends_with_the_stores_words(uri: Path, monkey
         write_file(str(uri), rows_to_table(make_rows(IDS)), 3, {}, 0.05)
 
 
-@pytest.fixture
-def small_disk() -> Iterator[int]:
-    """No file of this process may have more bytes than this: the system refuses what a full disk would refuse."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        yield 1000
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_file_that_does_not_fit_leaves_nothing_behind_however_often_it_is_tried(uri: Path, small_disk: int) -> None:
-    with pytest.raises(DeadlineExceeded, match="could not be stored"):
-        write_file(str(uri), rows_to_table(make_rows(IDS)), 3, {"long": "x" * 2 * small_disk}, 0.05)
+def test_file_that_does_not_fit_leaves_nothing_behind_however_often_it_is_tried(uri: Path) -> None:
+    table, size = rows_to_table(make_rows(IDS)), 1000
+    with full_disk(size), pytest.raises(DeadlineExceeded, match="could not be stored"):
+        write_file(str(uri), table, 3, {"long": "x" * 2 * size}, 0.05)
     assert list(uri.glob("*.parquet")) == []
 
 

@@ -1,10 +1,8 @@
 """The audit log proves deletions and changes, wherever they are made."""
 
 import json
-import resource
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from configs.gateway import GatewayConfig
 from services.gateway.admission import LEDGER_FILE, Admission, Grant
 from services.gateway.audit import LOG_FILE, AuditLog, default_anchor, verify
 from services.gateway.ledger import read_audited
+from tests.unit.services.full_disk import full_disk
 from tests.unit.services.gateway.gateway import add_key, make_spec, visit
 
 pytestmark = pytest.mark.unit
@@ -36,17 +35,6 @@ def fault_of(directory: Path) -> str | None:
 
 def lines_of(directory: Path) -> list[str]:
     return (directory / LOG_FILE).read_text().splitlines(keepends=True)
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes: a write that would is cut short, and the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_untouched_log_holds_and_is_continued(directory: Path) -> None:
