@@ -123,8 +123,8 @@ def remove_tree(uri: str) -> None:
 def replaced_directory(uri: str) -> Iterator[Path]:
     """Yield an empty local directory whose content stands at ``uri`` when the block ends well.
 
-    Locally it is renamed into place; elsewhere it is uploaded, large files before the end by `hand_over`, and the
-    caller commits by a document written after.
+    Locally it is renamed into place, with bytes that outlive a power cut; elsewhere it is uploaded, large files before
+    the end by `hand_over`, and the caller commits by a document written after.
     """
     fs, path = open_filesystem(uri)
     is_local = isinstance(fs, LocalFileSystem)
@@ -138,8 +138,10 @@ def replaced_directory(uri: str) -> Iterator[Path]:
         partial.chmod(0o755)
         yield partial
         if is_local:
+            sync(*map(str, partial.rglob("*")), str(partial))
             remove_tree(uri)
             partial.rename(path)
+            sync(os.path.dirname(path))
         elif any(partial.iterdir()):
             fs.put(f"{partial}/", f"{path}/", recursive=True)
     finally:
