@@ -22,7 +22,7 @@ IN_PROCESS = ("ours", "llm")  # arms, by the first word of their name, whose eng
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the driver asks for. ``seed`` is another one for each pair, so no prompt is in a cache from before."""
+    """What the driver asks for. An engine has a new ``seed`` for each run of a workload: its cache knows no prompt."""
 
     workload: Name
     num_rows: int

@@ -45,6 +45,10 @@ class Comparison:
         """Whether it is made of this model."""
         return self.model in (None, model)
 
+    def seed(self, pair: int, *, is_ours: bool) -> int:
+        """Both sides of a pair have the same rows, but not out of one engine: its cache would know them already."""
+        return 2 * pair + (not is_ours) if self.process == "ours" else pair
+
 
 COMPARISONS = (
     Comparison("llm", Name.FIXED, {"27m": 0.97, "4m": 0.95}, Measure.STEADY),

@@ -174,7 +174,8 @@ class Bench:
                 arm, variant = (ours, "plain") if is_ours else (theirs, comparison.variant)
                 num_rows = self._options.rows or ROWS[comparison.workload]
                 time.sleep(SETTLE_S)  # what the run before has to tidy up is not this one's
-                answer = arm.run(Order(comparison.workload, num_rows, pair, next(self._numbers), variant))
+                seed = comparison.seed(pair, is_ours=is_ours)
+                answer = arm.run(Order(comparison.workload, num_rows, seed, next(self._numbers), variant))
                 samples[is_ours].append(Sample.from_answer(answer))
             one, other = samples[True][-1], samples[False][-1]
             if one.tokens != other.tokens:
