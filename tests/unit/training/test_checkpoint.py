@@ -8,6 +8,7 @@ import fsspec
 import pytest
 import torch
 
+from tests.unit.training.syncs import watch_syncs
 from training.checkpoint import CheckpointStore, Progress
 from training.parallel import World
 
@@ -31,16 +32,12 @@ def test_save_syncs_all_bytes_and_names_before_the_manifest_and_that_before_olde
 ) -> None:
     """The system's calls are watched: what was synced, with how many bytes, and what stood where at that time."""
     checkpoints = tmp_path / "checkpoints"
-    synced: dict[Path, int] = {}
     first, second = (checkpoints / f"step-{step:08d}" for step in (1, 2))
     did: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    replace = os.replace
 
-    def watched_fsync(handle: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        synced[path] = path.stat().st_size
+    def note_sync(path: Path) -> None:
         did.append(f"sync {path.relative_to(checkpoints)} {first.exists() and second.exists()}")
-        fsync(handle)
 
     def watched_replace(source: str, target: str) -> None:
         assert synced[Path(source)] > 0
@@ -50,7 +47,7 @@ def test_save_syncs_all_bytes_and_names_before_the_manifest_and_that_before_olde
         did.append(f"commit {Path(target).relative_to(checkpoints)}")
         replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", watched_fsync)
+    synced = watch_syncs(monkeypatch, note_sync)
     monkeypatch.setattr(os, "replace", watched_replace)
     save(str(tmp_path), [1, 2])
     committed = did.index("commit step-00000002/complete.json")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.training.syncs import watch_syncs
 from training.storage import replaced_directory
 
 pytestmark = pytest.mark.unit
@@ -15,15 +16,9 @@ def test_replaced_directory_syncs_all_bytes_and_names_before_it_is_in_place_and_
 ) -> None:
     """The system's calls are watched: what was synced, with how many bytes, when the directory got its name."""
     target = tmp_path / "hf"
-    synced: dict[Path, int] = {}
     did: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def watched_fsync(handle: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        synced[path] = path.stat().st_size
-        did.append(f"sync {path.relative_to(tmp_path)}")
-        fsync(handle)
+    synced = watch_syncs(monkeypatch, lambda path: did.append(f"sync {path.relative_to(tmp_path)}"))
+    rename = os.rename
 
     def watched_rename(source: Path, destination: Path) -> None:
         inside = {path: path.stat().st_size for path in (source, *source.rglob("*"))}
@@ -32,7 +27,6 @@ def test_replaced_directory_syncs_all_bytes_and_names_before_it_is_in_place_and_
         did.append("rename")
         rename(source, destination)
 
-    monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "rename", watched_rename)
     with replaced_directory(str(target)) as local:
         (local / "weights.safetensors").write_bytes(bytes(1_000))
